@@ -1,0 +1,101 @@
+"""Ways to solve the transposed, linearised network λ = Jᵀλ + g, with J = ∂f/∂z at the fixed point.
+
+An adjoint is given the product λ ↦ Jᵀλ and g = ∂L/∂z*, and returns a `Solution` whose value is λ.  The gradient with
+respect to any argument θ of f is then (∂f/∂θ)ᵀλ.  The same functions serve forward mode, with J for Jᵀ.
+"""
+
+from collections.abc import Callable
+from typing import TypeAlias
+
+import jax
+import jax.numpy as jnp
+from jax.flatten_util import ravel_pytree
+from jaxtyping import Array
+
+from bptoolkit import trees
+from bptoolkit.fixed_point.solve import Solution, Status, Stop, begin, norm, report, settled_dtypes, solve
+from bptoolkit.fixed_point.solvers import Solver, picard
+from bptoolkit.types import Memory, State
+
+__all__ = ["Adjoint", "almeida_pineda", "dense", "neumann", "one_step"]
+
+Matvec: TypeAlias = Callable[[State], State]
+Adjoint: TypeAlias = Callable[..., Solution]  # (matvec, g, *, start=None, factors=None)
+
+
+def almeida_pineda(solver: Solver | None = None, stop: Stop = Stop()) -> Adjoint:
+    """Relax λ ← Jᵀλ + g from λ₀ = g, on the same solvers and stopping rule as the forward network.
+
+    Jᵀ has the eigenvalues of J, so this converges wherever the forward relaxation by the same solver is stable.
+    K steps of `picard()` are the Neumann series up to (Jᵀ)^K g.  Exact.
+
+    Reference: Almeida (1987), IEEE ICNN; Pineda (1987), Physical Review Letters 59.
+    """
+
+    def adjoint(matvec: Matvec, g: State, *, start: State | None = None, factors: Memory = None) -> Solution:
+        del factors
+        return solve(lambda v: trees.add(matvec(v), g), g if start is None else start, solver, stop)
+
+    return adjoint
+
+
+def neumann(terms: int) -> Adjoint:
+    """λ ≈ g + Jᵀg + … + (Jᵀ)^terms g.  Biased: the error is of order ρ^(terms + 1).
+
+    Its Solution holds the true residual, and says MAX_STEPS unless that happens to be within the default tolerance.
+
+    Args:
+        terms: products beyond g itself, at least 0; 0 is `one_step()`.
+
+    Reference: Liao et al. (2018), ICML, section 3.4.
+    """
+    if terms < 0:
+        raise ValueError(f"terms must be at least 0, got {terms}. Take 0 for the one-step gradient.")
+    truncated = almeida_pineda(picard(), Stop(rtol=0.0, max_steps=terms))
+
+    def adjoint(matvec: Matvec, g: State, *, start: State | None = None, factors: Memory = None) -> Solution:
+        del start, factors  # a series has no start but g
+        solution = truncated(matvec, g)
+        tolerance = settled_dtypes(Stop(), g).rtol * norm(solution.value)
+        close = (solution.error <= tolerance) & (solution.status == Status.MAX_STEPS) & (terms > 0)
+        return solution._replace(status=jnp.where(close, jnp.int32(Status.CONVERGED), solution.status))
+
+    return adjoint
+
+
+def one_step() -> Adjoint:
+    """λ ≈ g: the gradient through the last step alone.  Biased; a descent direction while ρ is small.
+
+    Reference: Fung et al. (2022), AAAI, "JFB".
+    """
+    return neumann(0)
+
+
+def dense() -> Adjoint:
+    """Form Jᵀ and solve (I − Jᵀ) λ = g by LU.  Exact; n products and O(n³) for n state values: for small states."""
+
+    def adjoint(matvec: Matvec, g: State, *, start: State | None = None, factors: Memory = None) -> Solution:
+        del start, factors
+        flat, unravel = ravel_pytree(g)
+        rows = jax.vmap(lambda e: ravel_pytree(matvec(unravel(e)))[0])(jnp.eye(flat.size, dtype=flat.dtype))
+        value = unravel(jnp.linalg.solve(jnp.eye(flat.size, dtype=flat.dtype) - rows.T, flat))
+        return _certified(lambda v: trees.add(matvec(v), g), value)
+
+    return adjoint
+
+
+def _certified(f: Callable[[State], State], value: State) -> Solution:
+    """A direct solution with its true residual; SINGULAR where the elimination broke down."""
+    direct = report(begin(f, value, picard(), settled_dtypes(Stop(max_steps=1), value)))
+    tolerance = settled_dtypes(Stop(), value).rtol * norm(value)
+    status: Array = jnp.where(direct.residual <= tolerance, jnp.int32(Status.CONVERGED), jnp.int32(Status.SINGULAR))
+    return direct._replace(status=status, steps=jnp.int32(1), rate=jnp.zeros_like(direct.rate))
+
+
+EXAMPLES: dict[str, Adjoint] = {
+    "almeida_pineda": almeida_pineda(),
+    "neumann": neumann(5),
+    "one_step": one_step(),
+    "dense": dense(),
+}
+EXACT = ("almeida_pineda", "dense")

@@ -1,0 +1,214 @@
+"""Differentiable relaxation of z = f(args, z): by the implicit function theorem, or through the steps themselves.
+
+At the fixed point dz* = J dz* + (∂f/∂args) dargs, so forward mode solves with I − J and reverse mode with I − Jᵀ:
+
+    λ = Jᵀλ + ∂L/∂z*,      ∂L/∂args = (∂f/∂args)ᵀ λ.
+
+The rule is a `custom_jvp` around a `custom_linear_solve`, so it can be differentiated again, forward and backward.
+"""
+
+from collections.abc import Callable
+from typing import Any, TypeAlias
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import lax
+from jax.flatten_util import ravel_pytree
+from jaxtyping import Array, Float, Inexact
+
+from bptoolkit import trees
+from bptoolkit.fixed_point.adjoints import Adjoint, almeida_pineda
+from bptoolkit.fixed_point.solve import (
+    RUNNING,
+    Solution,
+    Status,
+    Stop,
+    advance,
+    begin,
+    check_map,
+    norm,
+    report,
+    settled_dtypes,
+    solve,
+)
+from bptoolkit.fixed_point.solvers import Solver, picard
+from bptoolkit.types import PyTree, State
+
+__all__ = ["Relaxation", "implicit", "new_probe", "unrolled", "value_and_grad"]
+
+Map: TypeAlias = Callable[[Any, State], State]
+Relaxation: TypeAlias = Callable[..., Solution]  # (f, args, z0, *, stop=None, start=None, probe=None)
+Probe: TypeAlias = Float[Array, "5"]  # its gradient is (steps, residual, rate, status, error) of the backward solve
+
+
+def new_probe(z: State) -> Probe:
+    """Five zeros in the dtype that norms of this state are taken in."""
+    return jnp.zeros(5, norm(z).dtype)
+
+
+def implicit(solver: Solver | None = None, adjoint: Adjoint | None = None, stop: Stop = Stop()) -> Relaxation:
+    """Settle by `solver`, differentiate by `adjoint`: memory does not grow with the steps.
+
+    The result is `relax(f, args, z0, *, stop=None, start=None, probe=None) -> Solution`, for one example:
+        f: map (args, z) -> z.  What it closes over may be traced and is differentiated too.
+        args: any pytree; the gradient of `Solution.value` flows to it.  z0 gets none.
+        stop: in place of the one given here; its numbers may be traced.
+        start: λ₀ for the adjoint, of the shape of z.
+        probe: `new_probe(z0)`.  The gradient with respect to it is the backward report (steps, residual, rate,
+            status, error); see `value_and_grad` for the whole adjoint state.
+
+    Outside `jit` each call traces f anew (some tenths of a second): put the gradient under `jax.jit`.
+
+    Args:
+        solver: `picard()` if left out.
+        adjoint: `almeida_pineda()` if left out.
+        stop: when the forward relaxation ends.
+    """
+    adjoint = almeida_pineda() if adjoint is None else adjoint
+
+    def relax(f: Map, args: PyTree, z0: State, *, stop: Stop = stop, start: State = None, probe=None) -> Solution:
+        flat, unravel = ravel_pytree(lax.stop_gradient(z0))
+        check_map(lambda z: f(args, z), z0)
+        traced, captured = jax.closure_convert(f, args, z0)
+        step = lambda args, z: ravel_pytree(traced(args[0], unravel(z), *args[1]))[0]
+        args = (args, captured)
+        probe = new_probe(flat) if probe is None else probe
+        start = None if start is None else ravel_pytree(lax.stop_gradient(start))[0]
+
+        frozen = lax.stop_gradient(args)
+        settled = solve(lambda z: traced(frozen[0], z, *frozen[1]), unravel(flat), solver, stop)
+        value = _differentiable(step, adjoint, start)(args, probe, ravel_pytree(settled.value)[0])
+        return lax.stop_gradient(settled)._replace(value=unravel(value))
+
+    return relax
+
+
+def _differentiable(step: Map, adjoint: Adjoint, start: Inexact[Array, "n"] | None):
+    """The identity on a settled state z, with the derivative of the fixed point with respect to args."""
+
+    @jax.custom_jvp
+    def fixed(args: PyTree, probe: Probe, z: Inexact[Array, "n"]) -> Inexact[Array, "n"]:
+        del args, probe
+        return z
+
+    @fixed.defjvp
+    def rule(primals, tangents):
+        args, probe, z = primals
+        z = fixed(args, probe, z)  # so that the derivative of this rule sees z move with args
+        pushed = jax.jvp(lambda a: step(a, z), (args,), (tangents[0],))[1]
+        linear = jax.linearize(lambda v: step(args, v), z)[1]
+        return z, _tangent(linear, pushed, tangents[1], adjoint, start)
+
+    return fixed
+
+
+def _tangent(linear, pushed: Inexact[Array, "n"], probe: Probe, adjoint: Adjoint, start) -> Inexact[Array, "n"]:
+    """Solve (I − J) v = pushed.  The probe rides along behind an identity block, where the transposed solve reports.
+
+    Both travel as one vector: the transpose rule fails on a part whose tangent is known to be zero.
+    """
+    n, narrow = pushed.size, pushed.dtype
+    wide = jnp.result_type(probe) if not jnp.iscomplexobj(pushed) else jnp.result_type(pushed)
+
+    def join(v, tail):
+        return jnp.concatenate([v.astype(wide), tail.astype(wide)])
+
+    def apply(x):
+        v = x[:n].astype(narrow)
+        return join(v - linear(v), x[n:])
+
+    def settle(product, b, **options):
+        jacobian = lambda v: v - product(join(v, jnp.zeros_like(b[n:])))[:n].astype(narrow)
+        return adjoint(jacobian, b[:n].astype(narrow), **options)
+
+    def forward(product, b):
+        return join(settle(product, b).value, b[n:])
+
+    def backward(product, b):
+        solution = settle(product, b, start=start)
+        numbers = (solution.steps, solution.residual, solution.rate, solution.status, solution.error)
+        return join(solution.value, jnp.stack([jnp.asarray(x).astype(wide) for x in numbers]))
+
+    return lax.custom_linear_solve(apply, join(pushed, probe), forward, backward)[:n].astype(narrow)
+
+
+def unrolled(steps: int, solver: Solver | None = None) -> Relaxation:
+    """Make exactly `steps` updates and differentiate through each of them: backpropagation through time.
+
+    The reference that implicit gradients are held against; memory grows with the steps.  The result has the form
+    that `implicit` describes; `start` and the tolerance of `stop` play no part in its value, only in its status.
+    Its backward report is (steps, NaN, NaN, MAX_STEPS, NaN): nothing is solved, so nothing is known to have converged.
+    """
+    if steps < 1:
+        raise ValueError(f"steps must be at least 1, got {steps}. Take as many as the network needs to settle.")
+    solver = optax.with_extra_args_support(picard() if solver is None else solver)
+
+    def relax(f: Map, args: PyTree, z0: State, *, stop: Stop = Stop(), start: State = None, probe=None) -> Solution:
+        del start
+        check_map(lambda z: f(args, z), z0)
+        judged = settled_dtypes(stop, z0)
+        endless = judged._replace(max_steps=jnp.int32(steps + 1))
+        step = lambda z: f(args, z)
+        walk = lambda path, _: (advance(step, solver, endless, path), None)
+        path = lax.scan(walk, begin(step, z0, solver, endless), length=steps)[0]
+        failed = jnp.where(path.status == RUNNING, jnp.int32(Status.MAX_STEPS), path.status)
+        solution = report(path._replace(status=failed))
+        value = solution.value if probe is None else _stamp(solution.value, probe, steps)
+        return lax.stop_gradient(solution)._replace(value=value)
+
+    return relax
+
+
+def _stamp(z: State, probe: Probe, steps: int) -> State:
+    """The identity on z; the probe's gradient becomes the report of a backward pass that solves nothing."""
+
+    @jax.custom_vjp
+    def stamp(z, probe):
+        del probe
+        return z
+
+    note = jnp.array([steps, jnp.nan, jnp.nan, Status.MAX_STEPS, jnp.nan], probe.dtype)
+    stamp.defvjp(lambda z, probe: (z, None), lambda _, g: (g, note))
+    return stamp(z, probe)
+
+
+def value_and_grad(loss: Callable[[Any, State], Float[Array, ""]], relax: Relaxation):
+    """A function that returns a loss at a fixed point, its gradient, and how both relaxations ended.
+
+    The backward Solution is read off by perturbation: adding d to f makes ∂L/∂d = λ, for any relaxation; its residual
+    ‖λ − Jᵀλ − g‖ is computed anew at z*, and `memory` is None.
+
+    Args:
+        loss: (args, z*) -> scalar; it may use args directly, as a readout does.
+        relax: an `implicit(…)` or `unrolled(…)`.
+
+    Returns:
+        A function (f, args, z0, **options of relax) -> (value, gradient with respect to args, forward Solution,
+        backward Solution).
+    """
+
+    def evaluate(f: Map, args: PyTree, z0: State, **options):
+        def objective(args, push, probe):
+            solution = relax(lambda a, z: trees.add(f(a[0], z), a[1]), (args, push), z0, probe=probe, **options)
+            return loss(args, solution.value), solution
+
+        inputs = (args, trees.zeros_like(z0), new_probe(z0))
+        (value, forward), grads = jax.value_and_grad(objective, (0, 1, 2), has_aux=True)(*inputs)
+        backward = _backward(f, loss, args, forward.value, *grads[1:])
+        return value, grads[0], forward, backward
+
+    return evaluate
+
+
+def _backward(f: Map, loss, args: PyTree, z: State, adjoint_state: State, told: Probe) -> Solution:
+    """The adjoint's Solution from λ, what the probe told, and the true residual."""
+    g = jax.grad(lambda z: loss(args, z))(z)
+    pulled = jax.vjp(lambda z: f(args, z), z)[1](adjoint_state)[0]
+    residual = norm(trees.subtract(adjoint_state, trees.add(pulled, g)))
+    steps, _, rate, status, error = told
+    whole = lambda number: number.astype(jnp.int32)
+    return Solution(adjoint_state, residual, whole(steps), rate, whole(status), None, error)
+
+
+EXAMPLES: dict[str, Relaxation] = {"implicit": implicit(), "unrolled": unrolled(50)}

@@ -1,0 +1,233 @@
+"""Drive a solver until the estimated error ‖z − z*‖ is small, and say honestly how it ended.
+
+The residual r = z − f(z) alone mis-states the error by up to 1/(1 − ρ), so two estimates are made and the larger holds:
+
+    ‖r‖ · ‖Δz‖/‖Δr‖          since Δr = (I − J) Δz along the path, whatever the solver's damping
+    ‖Δz‖ · q/(1 − q)         the sum of all steps to come, if they go on shrinking by q = ‖r_k‖/‖r_{k−1}‖
+
+The first sees slow modes that damping hides; the second sees those that a large, fast residual hides (eigenvalues near
++ρ beside some near −ρ).  Neither sees a mode that has not shown itself yet, or the growth inside a Jordan block.
+"""
+
+import functools
+from collections.abc import Callable
+from enum import IntEnum
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import lax
+from jaxtyping import Array, Bool, Float, Int
+
+from bptoolkit import trees
+from bptoolkit.fixed_point.solvers import Solver, picard
+from bptoolkit.types import Memory, State
+
+__all__ = ["Solution", "Status", "Stop", "solve"]
+
+GROWTH = 1e4  # a residual this many times the smallest one seen has diverged
+PATIENCE = 8  # steps in a row before a cycle or a standstill is believed
+LOST = 32  # steps without a smaller residual, once it is at the level of rounding
+CLOSEST = 3e-4  # to one that an estimated rate is believed to be
+FRESH = 0.25  # weight of the newest step in the estimated rate
+FADE = 0.8  # per step, of the largest error-to-residual factor seen: one lucky step must not end the search
+
+
+class Stop(NamedTuple):
+    """When to end.  All three may be traced; changing a value does not compile again.
+
+    rtol: bound on the estimated relative error; None takes what the dtype can honour (float32 1e-4, float64 1e-8).
+    atol: absolute bound, added; needed only where the fixed point may be zero.
+    max_steps: updates allowed; f is evaluated once more than that.
+    """
+
+    rtol: float | Float[Array, ""] | None = None
+    atol: float | Float[Array, ""] = 0.0
+    max_steps: int | Int[Array, ""] = 1000
+
+
+class Status(IntEnum):
+    """How a relaxation ended."""
+
+    CONVERGED = 0  # the estimated error is within the tolerance
+    MAX_STEPS = 1  # still on its way when the steps ran out
+    DIVERGED = 2  # the residual grew ten-thousandfold
+    NONFINITE = 3  # f returned NaN or an infinite value
+    CYCLE = 4  # the state jumps between two points
+    STALLED = 5  # the residual is at the level of rounding, the tolerance below it
+    SINGULAR = 6  # the residual stands still: I − J has no inverse here
+
+
+class Solution(NamedTuple):
+    """What a relaxation returns; failure is a value.
+
+    value: the last iterate, the one whose residual is given.
+    residual: ‖z − f(z)‖₂ over the whole state.
+    steps: updates made.
+    rate: estimated contraction of the residual per step (geometric, recent steps weigh most).
+    status: a `Status`.
+    memory: the solver's own state.
+    error: the estimated error ‖z − z*‖₂.
+    """
+
+    value: State
+    residual: Float[Array, ""]
+    steps: Int[Array, ""]
+    rate: Float[Array, ""]
+    status: Int[Array, ""]
+    memory: Memory
+    error: Float[Array, ""]
+
+
+class Path(NamedTuple):
+    """One relaxation under way."""
+
+    z: State
+    r: State
+    memory: Memory
+    steps: Int[Array, ""]
+    size: Float[Array, ""]  # ‖r‖
+    best: Float[Array, ""]  # smallest ‖r‖ so far
+    factor: Float[Array, ""]  # error over residual
+    rate: Float[Array, ""]
+    turning: Int[Array, ""]  # steps in a row in which r turned round: r_k ≈ −r_{k−1}
+    still: Int[Array, ""]  # steps in a row in which r did not change
+    lost: Int[Array, ""]  # steps since the smallest residual
+    status: Int[Array, ""]  # RUNNING, or how it ended
+
+
+RUNNING = -1
+
+
+def solve(f: Callable[[State], State], z0: State, solver: Solver | None = None, stop: Stop = Stop()) -> Solution:
+    """Settle z = f(z) from z0, for ONE example; batches by `jax.vmap`, in which each sample ends on its own.
+
+    Args:
+        f: a map of the state onto a state of the same shapes and dtypes.
+        z0: any pytree of floating (or complex) arrays.
+        solver: `picard()` if left out.
+        stop: see `Stop`.
+
+    Returns:
+        Solution; check `status`.  Not differentiable: see `implicit` and `unrolled`.
+
+    Raises:
+        ValueError: f returns other shapes or dtypes than it was given.
+    """
+    solver = optax.with_extra_args_support(picard() if solver is None else solver)
+    check_map(f, z0)
+    stop = settled_dtypes(stop, z0)
+    path = lax.while_loop(
+        lambda path: path.status == RUNNING, lambda path: advance(f, solver, stop, path), begin(f, z0, solver, stop)
+    )
+    return report(path)
+
+
+def begin(f: Callable[[State], State], z0: State, solver: Solver, stop: Stop) -> Path:
+    """The path at z0, its residual certified."""
+    r = trees.subtract(z0, f(z0))
+    size = norm(r)
+    zero, one, none = jnp.zeros_like(size), jnp.ones_like(size), jnp.int32(0)
+    status = _first_that_holds(
+        {Status.NONFINITE: ~jnp.isfinite(size), Status.CONVERGED: size == 0, Status.MAX_STEPS: stop.max_steps <= 0}
+    )
+    return Path(z0, r, solver.init(z0), none, size, size, one, zero, none, none, none, status)
+
+
+def advance(f: Callable[[State], State], solver: Solver, stop: Stop, path: Path) -> Path:
+    """One update, one evaluation of f, one judgement."""
+    update, memory = solver.update(path.r, path.memory, path.z, f=f)
+    z = jax.tree.map(jnp.add, path.z, update)
+    r = trees.subtract(z, f(z))
+
+    eps = float(_coarsest(path.z).eps)
+    size, scale, moved = norm(r), norm(z), norm(update)
+    change, turn = norm(trees.subtract(r, path.r)), norm(trees.add(r, path.r))
+    tiny = jnp.finfo(size.dtype).tiny
+    ratio = size / jnp.maximum(path.size, tiny)
+    rate = jnp.where(path.steps == 0, ratio, path.rate ** (1 - FRESH) * ratio**FRESH)
+    to_come = moved * rate / jnp.maximum(1 - rate, CLOSEST)  # the sum of all further steps, if they shrink at this rate
+    factors = (moved / jnp.maximum(change, tiny), to_come / jnp.maximum(size, tiny), FADE * path.factor)
+    factor = functools.reduce(jnp.maximum, factors)
+    at_rounding = size <= 128 * eps * scale
+
+    turning = jnp.where(turn <= eps**0.5 * size, path.turning + 1, 0)
+    still = jnp.where((change <= 4 * eps * scale) & (size > 1e3 * eps * scale), path.still + 1, 0)
+    lost = jnp.where(size < path.best, 0, path.lost + 1)
+    steps = path.steps + 1
+    status = _first_that_holds(
+        {
+            Status.NONFINITE: ~jnp.isfinite(size) | ~jnp.isfinite(scale),
+            Status.CONVERGED: (size * factor <= stop.atol + stop.rtol * scale) | (size == 0),
+            Status.DIVERGED: size > GROWTH * path.best,
+            Status.CYCLE: turning >= PATIENCE,
+            Status.SINGULAR: still >= PATIENCE,
+            Status.STALLED: at_rounding & (lost >= LOST),
+            Status.MAX_STEPS: steps >= stop.max_steps,
+        }
+    )
+    best = jnp.minimum(size, path.best)
+    return Path(z, r, memory, steps, size, best, factor, rate, turning, still, lost, status)
+
+
+def report(path: Path) -> Solution:
+    """The path as its user sees it."""
+    return Solution(path.z, path.size, path.steps, path.rate, path.status, path.memory, path.size * path.factor)
+
+
+def norm(tree: State) -> Float[Array, ""]:
+    """Euclidean norm of the whole tree, in float32 or wider; carries no gradient."""
+    squares = [jnp.sum(jnp.square(jnp.abs(lax.stop_gradient(x)).astype(_real(x)))) for x in jax.tree.leaves(tree)]
+    return jnp.sqrt(sum(s.astype(_judge(tree)) for s in squares))
+
+
+def settled_dtypes(stop: Stop, z: State) -> Stop:
+    """The same rule in fixed dtypes, so that another value never means another program."""
+    dtype = _judge(z)
+    rtol = _honoured(z) if stop.rtol is None else stop.rtol
+    return Stop(jnp.asarray(rtol, dtype), jnp.asarray(stop.atol, dtype), jnp.asarray(stop.max_steps, jnp.int32))
+
+
+def check_map(f: Callable[[State], State], z0: State) -> None:
+    """Raise unless f maps the state onto its own shapes and dtypes."""
+    if not jax.tree.leaves(z0):
+        raise ValueError("z0 must hold at least one array, got an empty tree. Give the state to start from.")
+    for leaf in jax.tree.leaves(z0):
+        if not jnp.issubdtype(jnp.result_type(leaf), jnp.inexact):
+            raise ValueError(f"z0 must be floating, got {jnp.result_type(leaf)}. Cast it, e.g. to float32.")
+    describe = lambda tree: jax.tree.map(lambda x: (tuple(jnp.shape(x)), str(jnp.result_type(x))), tree)
+    given, returned = describe(z0), describe(jax.eval_shape(f, z0))
+    if given != returned:
+        raise ValueError(
+            f"f must return a state of the shapes and dtypes it was given: {given}, got {returned}.\n"
+            "Return one value per unit, for example tanh(z @ w + b) with w of shape (units, units)."
+        )
+
+
+def _first_that_holds(outcomes: dict[Status, Bool[Array, ""]]) -> Int[Array, ""]:
+    """The first outcome whose condition holds; RUNNING where none does."""
+    status = jnp.int32(RUNNING)
+    for outcome, holds in reversed(outcomes.items()):
+        status = jnp.where(holds, jnp.int32(outcome), status)
+    return status
+
+
+def _real(x) -> jnp.dtype:
+    """The real dtype, float32 or wider, in which the size of x is summed."""
+    info = jnp.finfo(jnp.result_type(x))
+    return info.dtype if info.bits >= 32 else jnp.dtype(jnp.float32)
+
+
+def _judge(z: State) -> jnp.dtype:
+    """The dtype of norms and tolerances: the widest of the state's real dtypes."""
+    return max((_real(x) for x in jax.tree.leaves(z)), key=lambda d: jnp.finfo(d).bits)
+
+
+def _coarsest(z: State):
+    return max((jnp.finfo(jnp.result_type(x)) for x in jax.tree.leaves(z)), key=lambda info: info.eps)
+
+
+def _honoured(z: State) -> float:
+    """The relative error that the coarsest dtype of the state can honour: float32 1e-4, float64 1e-8."""
+    return {64: 1e-8, 32: 1e-4}.get(_coarsest(z).bits, 5e-2)

@@ -1,0 +1,215 @@
+"""What a relaxation returns, and how honestly it ends."""
+
+import chex
+import jax
+import jax.numpy as jnp
+import optax
+import pytest
+
+from bptoolkit.fixed_point import Status, Stop, anderson, damped, picard, relaxation, solve, solvers
+
+TIGHT = Stop(rtol=1e-12)
+
+
+def linear(matrix, offset):
+    """The affine map z ↦ Mz + c, whose fixed point is (I − M)⁻¹ c."""
+    exact = jnp.linalg.solve(jnp.eye(len(offset)) - matrix, offset)
+    return lambda z: matrix @ z + offset, exact
+
+
+@pytest.mark.parametrize("name", solvers.EXAMPLES)
+def test_every_solver_reaches_the_same_fixed_point(name, network):
+    """The oracle is 400 plain iterations."""
+    args, f = network
+    expected = jax.lax.fori_loop(0, 400, lambda _, z: f(args, z), jnp.zeros(8))
+    solution = solve(lambda z: f(args, z), jnp.zeros(8), solvers.EXAMPLES[name], TIGHT)
+    assert solution.status == Status.CONVERGED
+    chex.assert_trees_all_close(solution.value, expected, atol=1e-11)
+
+
+@pytest.mark.parametrize("name", solvers.EXAMPLES)
+def test_the_residual_belongs_to_the_value_returned(name, network):
+    args, f = network
+    solution = solve(lambda z: f(args, z), jnp.zeros(8), solvers.EXAMPLES[name], Stop(rtol=1e-3))
+    true = jnp.linalg.norm(solution.value - f(args, solution.value))
+    chex.assert_trees_all_close(solution.residual, true, rtol=1e-12)
+
+
+@pytest.mark.parametrize("name", solvers.EXAMPLES)
+@pytest.mark.parametrize("rho", [0.3, 0.9, 0.99])
+def test_the_tolerance_bounds_the_error_not_the_step(name, rho):
+    """On a symmetric map with spectrum in [−ρ, ρ] the true relative error is at most three tolerances."""
+    q = jnp.linalg.qr(jax.random.normal(jax.random.key(3), (20, 20)))[0]
+    f, exact = linear(q @ jnp.diag(jnp.linspace(-rho, rho, 20)) @ q.T, jnp.ones(20))
+    solution = solve(f, jnp.zeros(20), solvers.EXAMPLES[name], Stop(rtol=1e-4, max_steps=20_000))
+    assert solution.status == Status.CONVERGED
+    assert jnp.linalg.norm(solution.value - exact) <= 3e-4 * jnp.linalg.norm(exact)
+
+
+def test_a_rule_on_the_residual_alone_would_be_wrong():
+    """Negative control for the test above: at ρ = 0.99 the error is about a hundred residuals."""
+    f, exact = linear(0.99 * jnp.eye(4), jnp.ones(4))
+    solution = solve(f, jnp.zeros(4), picard(), Stop(rtol=1e-4, max_steps=20_000))
+    error = jnp.linalg.norm(solution.value - exact)
+    assert error > 90 * solution.residual
+    chex.assert_trees_all_close(solution.error, error, rtol=1e-6)
+
+
+def test_damping_is_undone_in_the_estimate():
+    """Damping 0.9 makes steps ten times smaller, not errors."""
+    f, exact = linear(0.9 * jnp.eye(4), jnp.ones(4))
+    solution = solve(f, jnp.zeros(4), damped(0.9), Stop(rtol=1e-3, max_steps=20_000))
+    chex.assert_trees_all_close(solution.error, jnp.linalg.norm(solution.value - exact), rtol=1e-6)
+
+
+def test_the_reported_rate_is_the_contraction():
+    f, _ = linear(0.8 * jnp.eye(4), jnp.ones(4))
+    chex.assert_trees_all_close(solve(f, jnp.zeros(4)).rate, 0.8, rtol=1e-6)
+
+
+@pytest.mark.parametrize("depth", [5, 10])
+def test_anderson_needs_fewer_steps_on_a_slow_symmetric_map(depth):
+    q = jnp.linalg.qr(jax.random.normal(jax.random.key(3), (20, 20)))[0]
+    f, _ = linear(q @ jnp.diag(jnp.linspace(-0.95, 0.95, 20)) @ q.T, jnp.ones(20))
+    stop = Stop(rtol=1e-6, max_steps=5000)
+    steps = {name: solve(f, jnp.zeros(20), s, stop).steps for name, s in [("a", anderson(depth)), ("p", picard())]}
+    assert 2 * steps["a"] < steps["p"]
+
+
+def test_anderson_of_full_depth_solves_a_linear_map_in_its_dimension():
+    """It is then a Krylov method: n + 1 steps on n dimensions, here with eigenvalues that make Picard diverge."""
+    matrix = jnp.diag(jnp.array([-2.0, 0.3, 1.7, 0.9])) + jnp.triu(jnp.full((4, 4), 0.2), 1)
+    f, exact = linear(matrix, jnp.ones(4))
+    solution = solve(f, jnp.zeros(4), anderson(5, ridge=0.0), Stop(max_steps=5))
+    chex.assert_trees_all_close(solution.value, exact, atol=1e-8)
+    assert solve(f, jnp.zeros(4), picard()).status == Status.DIVERGED
+
+
+@pytest.mark.parametrize(
+    ("left", "right"),
+    [
+        (anderson(depth=1), picard()),
+        (damped(0.0), picard()),
+        (damped(0.25), relaxation(0.75)),
+        (optax.sgd(1.0), picard()),
+        (optax.sgd(0.75), damped(0.25)),
+    ],
+)
+def test_two_names_of_one_method_agree(left, right, network):
+    args, f = network
+    one, two = (solve(lambda z: f(args, z), jnp.zeros(8), s, Stop(rtol=1e-6)) for s in (left, right))
+    chex.assert_trees_all_close(one.value, two.value, atol=1e-13)
+    assert one.steps == two.steps
+
+
+def test_continuous_stability_is_not_picard_contraction():
+    """λ = −3 is stable in continuous time; Picard diverges, dt < 0.5 settles, dt = 0.6 does not."""
+    f, exact = linear(-3.0 * jnp.eye(2), jnp.ones(2))
+    assert solve(f, jnp.zeros(2), picard()).status == Status.DIVERGED
+    assert solve(f, jnp.zeros(2), relaxation(0.6)).status == Status.DIVERGED
+    chex.assert_trees_all_close(solve(f, jnp.zeros(2), relaxation(0.4)).value, exact, rtol=1e-7)
+
+
+FAILURES = {
+    "max_steps": (lambda z: 0.999 * z + 1.0, Stop(max_steps=20), Status.MAX_STEPS),
+    "no_steps": (lambda z: 0.5 * z + 1.0, Stop(max_steps=0), Status.MAX_STEPS),
+    "diverged": (lambda z: 1.1 * z + 1.0, Stop(), Status.DIVERGED),
+    "nan_at_once": (lambda z: z * jnp.nan, Stop(), Status.NONFINITE),
+    "nan_later": (lambda z: jnp.where(z > 1.5, jnp.nan, 0.9 * z + 1.0), Stop(), Status.NONFINITE),
+    "infinite": (lambda z: z * z * 1e200 + 1e200, Stop(), Status.NONFINITE),
+    "cycle": (lambda z: -z + 2.0, Stop(), Status.CYCLE),
+    "cycle_of_a_net": (lambda z: jnp.tanh(-3.0 * z + 0.1), Stop(), Status.CYCLE),
+    "singular": (lambda z: z + 1.0, Stop(), Status.SINGULAR),
+}
+
+
+@pytest.mark.parametrize("failure", FAILURES)
+def test_each_way_to_fail_has_its_status(failure):
+    f, stop, expected = FAILURES[failure]
+    start = jnp.array([0.1, 0.2, 0.3])
+    assert Status(int(solve(f, start, picard(), stop).status)) == expected
+
+
+def test_tolerances_below_float32_end_as_stalled_and_default_ones_do_not():
+    matrix = 0.99 * jnp.linalg.qr(jax.random.normal(jax.random.key(0), (16, 16)))[0].astype(jnp.float32)
+    f = lambda z: matrix @ z + jnp.float32(1)
+    start = jnp.zeros(16, jnp.float32)
+    assert solve(f, start, picard(), Stop(rtol=1e-9, max_steps=100_000)).status == Status.STALLED
+    assert solve(f, start, picard(), Stop(max_steps=100_000)).status == Status.CONVERGED
+
+
+def test_a_map_that_is_already_settled_takes_no_step():
+    solution = solve(lambda z: z, jnp.ones(3))
+    assert (int(solution.steps), int(solution.status)) == (0, Status.CONVERGED)
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16, jnp.float32, jnp.float64, jnp.complex64])
+def test_every_inexact_dtype_is_kept(dtype):
+    half, one = jnp.asarray(0.5, dtype), jnp.asarray(1, dtype)
+    solution = solve(lambda z: half * z + one, jnp.zeros(4, dtype))
+    assert solution.status == Status.CONVERGED
+    assert solution.value.dtype == dtype
+    assert solution.residual.dtype == (jnp.float64 if dtype == jnp.float64 else jnp.float32)
+    chex.assert_trees_all_close(jnp.abs(solution.value).astype(jnp.float32), jnp.full(4, 2.0, jnp.float32), rtol=0.05)
+
+
+def test_a_state_may_be_any_pytree(network):
+    args, f = network
+    split = lambda z: {"a": z[:3], "b": (z[3:],)}
+    join = lambda s: jnp.concatenate([s["a"], s["b"][0]])
+    for solver in solvers.EXAMPLES.values():
+        tree = solve(lambda s: split(f(args, join(s))), split(jnp.zeros(8)), solver, TIGHT)
+        flat = solve(lambda z: f(args, z), jnp.zeros(8), solver, TIGHT)
+        chex.assert_trees_all_close(join(tree.value), flat.value, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", solvers.EXAMPLES)
+@pytest.mark.parametrize("bad", ["nan", "slow", "divergent"])
+def test_a_failing_neighbour_changes_no_bit(name, bad):
+    """At equal shapes: the others' values are the same bits whatever one lane does."""
+    gains = {"nan": jnp.nan, "slow": 0.9999, "divergent": 1.5, "well": 0.5}
+    lanes = lambda kind: jnp.array([0.3, gains[kind], -0.8, 0.9])
+    run = jax.jit(jax.vmap(lambda gain: solve(lambda z: gain * z + 1.0, jnp.zeros(3), solvers.EXAMPLES[name])))
+    keep = jnp.array([0, 2, 3])
+    sick, healthy = run(lanes(bad)), run(lanes("well"))
+    chex.assert_trees_all_equal(sick.value[keep], healthy.value[keep])
+    chex.assert_trees_all_equal(sick.steps[keep], healthy.steps[keep])
+
+
+def test_changing_a_number_does_not_compile_again(network):
+    args, f = network
+    traces = []
+
+    @jax.jit
+    def run(stop, damping):
+        traces.append(1)
+        return solve(lambda z: f(args, z), jnp.zeros(8), damped(damping), stop)
+
+    run(Stop(1e-3, 0.0, 10), 0.1), run(Stop(1e-6, 1e-9, 500), 0.7)
+    assert len(traces) == 1
+
+
+def test_memory_does_not_grow_with_the_steps_allowed(network):
+    args, f = network
+    peak = lambda n: (
+        jax.jit(lambda z: solve(lambda z: f(args, z), z, anderson(), Stop(max_steps=n)))
+        .lower(jnp.zeros(8)).compile().memory_analysis().temp_size_in_bytes
+    )  # fmt: skip
+    assert peak(10) == peak(100_000)
+
+
+@pytest.mark.parametrize(
+    ("call", "sentence"),
+    [
+        (lambda: solve(lambda z: z[:2], jnp.zeros(3)), "shapes and dtypes it was given"),
+        (lambda: solve(lambda z: z.astype(jnp.float32), jnp.zeros(3)), "shapes and dtypes it was given"),
+        (lambda: solve(lambda z: z, jnp.zeros(3, jnp.int32)), "must be floating"),
+        (lambda: solve(lambda z: z, ()), "at least one array"),
+        (lambda: damped(1.0), r"damping must be in \[0, 1\)"),
+        (lambda: relaxation(0.0), "dt must be positive"),
+        (lambda: anderson(0), "depth must be at least 1"),
+    ],
+)
+def test_bad_input_gets_a_sentence(call, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        call()
