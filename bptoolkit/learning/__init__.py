@@ -1,0 +1,23 @@
+"""How a model learns: losses, learning rules, the error of every unit, and training on one data set."""
+
+from bptoolkit.learning.attribution import attribution
+from bptoolkit.learning.fit import Curves, Fitted, fit, train
+from bptoolkit.learning.learner import Curriculum, Learner, LearningRule, StreamSpec, Task
+from bptoolkit.learning.losses import cross_entropy, squared_error
+from bptoolkit.learning.rules import backprop
+
+__all__ = [
+    "Curriculum",
+    "Curves",
+    "Fitted",
+    "Learner",
+    "LearningRule",
+    "StreamSpec",
+    "Task",
+    "attribution",
+    "backprop",
+    "cross_entropy",
+    "fit",
+    "squared_error",
+    "train",
+]

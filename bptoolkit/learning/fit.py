@@ -1,0 +1,158 @@
+"""Train: gradient, optimiser, what the learner does after a step; many steps in one compiled `lax.scan`.
+
+The runner of task sequences and `fit` for one data set make the same steps.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import lax
+from jaxtyping import Array, Float, Int
+
+from bptoolkit.checks import check
+from bptoolkit.fixed_point import Status
+from bptoolkit.learning.learner import Learner, StreamSpec, check_outputs, rows_of
+from bptoolkit.learning.sampling import positions
+from bptoolkit.types import Batch, Dataset, Info, Key, Memory, Params, PyTree, Settling
+
+__all__ = ["Curves", "Fitted", "Progress", "fit", "train"]
+
+
+class Progress(NamedTuple):
+    """What training carries from step to step."""
+
+    params: Params
+    opt_state: PyTree
+    memory: Memory
+
+
+class Curves(NamedTuple):
+    """What each step reports, over the rows that count; NaN where a net does not settle."""
+
+    loss: Float[Array, "steps"]
+    settling_steps: Float[Array, "steps"]
+    unconverged: Float[Array, "steps"]  # share of rows
+    backward_steps: Float[Array, "steps"]
+    backward_unconverged: Float[Array, "steps"]
+
+
+class Fitted(NamedTuple):
+    """A trained learner: `learner.predict(memory, params, batch)` uses it."""
+
+    params: Params
+    memory: Memory
+    curves: Curves
+
+
+def fit(
+    learner: Learner,
+    data: Dataset,
+    optimizer: optax.GradientTransformation,
+    key: Key,
+    *,
+    steps: int,
+    batch: int | None = 32,
+    replacement: bool = False,
+    params: Params | None = None,
+) -> Fitted:
+    """Train one learner on the training rows of one data set.
+
+    `batch=1` is online learning, an update after every sample; `batch=None` is full batch, one after the whole set;
+    between them mini-batches, in epochs or, with `replacement`, drawn independently.  `optax.sgd(ε)` is gradient
+    descent, `optax.sgd(ε, momentum=α)` that of 1986, Δw(t) = −ε ∂E/∂w + α Δw(t − 1).
+
+    Args:
+        learner: say `backprop(model)`.
+        data: see `checks.check`; labels become one-hot targets over `data.classes` outputs.
+        optimizer: any optax optimiser.
+        key: decides the first weights and the order of the rows.
+        steps: updates, at least 1.
+        batch: rows an update, or None for all.
+        replacement: draw rows independently in place of going through epochs.
+        params: weights to start from; `learner.model.init` if left out.
+
+    Raises:
+        ValueError: a data set that `check` refuses, steps or batch below 1, a model that does not fit the data.
+    """
+    check(data)
+    rows = data.train
+    if rows.y.ndim != 1:
+        raise ValueError(f"fit needs class numbers in train.y, got shape {rows.y.shape}; call `train` with own batches.")
+    batch = len(rows.y) if batch is None else batch
+    check_budget(steps, batch)
+    init_key, memory_key, train_key = jax.random.split(key, 3)
+    params = learner.model.init(init_key) if params is None else params
+    example = jax.tree.map(lambda leaf: leaf[0], _some_rows(rows, data, jnp.zeros(1, jnp.int32)))
+    check_outputs(learner.model, params, example)
+    spec = StreamSpec(1, data.classes, data.classes, len(rows.y), data.classes, example)
+
+    @jax.jit
+    def program(params, rows, key):
+        def draw(step, key):
+            place, counts = positions(key, step, jnp.int32(len(rows.y)), batch, replacement)
+            drawn = _some_rows(rows, data, place)
+            return drawn._replace(weight=counts.astype(drawn.weight.dtype))
+
+        start = Progress(params, optimizer.init(params), learner.init(params, spec, memory_key))
+        return train(learner, optimizer, draw, start, key, steps)
+
+    progress, curves = program(params, rows, train_key)
+    return Fitted(progress.params, progress.memory, curves)
+
+
+def train(
+    learner: Learner,
+    optimizer: optax.GradientTransformation,
+    draw: Callable[[Int[Array, ""], Key], Batch],
+    progress: Progress,
+    key: Key,
+    steps: int,
+    first: Int[Array, ""] | int = 0,
+) -> tuple[Progress, Curves]:
+    """Make steps first … first + steps − 1 of a stage whose key this is; each gets `draw(step, key)`."""
+    step = partial(_step, learner, optimizer, draw, key)
+    return lax.scan(step, progress, jnp.int32(first) + jnp.arange(steps, dtype=jnp.int32))
+
+
+def _step(learner, optimizer, draw, key: Key, progress: Progress, step: Int[Array, ""]) -> tuple[Progress, Curves]:
+    """One update."""
+    params, opt_state, memory = progress
+    rows_key, step_key = jax.random.split(key)
+    gradient_key, after_key = jax.random.split(jax.random.fold_in(step_key, step))
+    batch = draw(step, rows_key)
+    grads, info, memory = learner.gradient(memory, params, batch, gradient_key)
+    updates, opt_state = optimizer.update(grads, opt_state, params)
+    updated = optax.apply_updates(params, updates)
+    updated, opt_state, memory = learner.after_step(memory, params, updated, opt_state, batch, after_key)
+    return Progress(updated, opt_state, memory), _point(info, batch)
+
+
+def _point(info: Info, batch: Batch) -> Curves:
+    """One point of the curves."""
+    nothing = jnp.asarray(jnp.nan, batch.weight.dtype)
+    loss = nothing if info.loss is None else info.loss
+    return Curves(loss, *_summary(info.forward, batch, nothing), *_summary(info.backward, batch, nothing))
+
+
+def _summary(settling: Settling | None, batch: Batch, nothing: Float[Array, ""]) -> tuple[Array, Array]:
+    """Mean steps, and share of rows that did not converge, over the rows that count."""
+    if settling is None:
+        return nothing, nothing
+    counts = (batch.weight > 0)[: settling.steps.shape[0]].astype(nothing.dtype)
+    mean = lambda values: jnp.sum(counts * values.astype(nothing.dtype)) / jnp.maximum(jnp.sum(counts), 1)
+    return mean(settling.steps), mean(settling.status != Status.CONVERGED)
+
+
+def _some_rows(rows, data: Dataset, place: Int[Array, "b"]) -> Batch:
+    return rows_of(rows.x[place], rows.y[place], data.classes, data.scale)._replace(index=place)
+
+
+def check_budget(steps: int, batch: int) -> None:
+    """Raise unless there is something to do."""
+    for name, value in (("steps", steps), ("batch", batch)):
+        if not isinstance(value, int) or value < 1:
+            raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}.")

@@ -1,0 +1,103 @@
+"""What the runner runs: a model together with how it gets a gradient, and what it does around a step and after a task.
+
+A learning rule makes a learner out of a model; a strategy makes a learner out of a learner.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple, TypeAlias
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from bptoolkit.types import Batch, Info, Key, Memory, Model, Params, PyTree
+
+__all__ = ["OWN_ROWS", "Curriculum", "Learner", "LearningRule", "StreamSpec", "Task", "bare_learner"]
+
+
+class StreamSpec(NamedTuple):
+    """Static facts of a stream that a learner's memory is built from."""
+
+    tasks: int
+    classes: int  # of the data set
+    classes_per_task: int
+    rows_max: int  # training rows of the largest task
+    outputs: int
+    example: Batch  # one row, as `jax.ShapeDtypeStruct`s
+
+
+class Task(NamedTuple):
+    """A task that has just been trained, as `end_task` sees it."""
+
+    number: Int[Array, ""]  # from 0
+    count: Int[Array, ""]  # its training rows
+    rows_max: int
+    rows: Callable[[Int[Array, "b"]], Batch]  # by position; weight 0 from `count` on
+    slot: Callable[[Int[Array, "b"]], Int[Array, "b"]]  # by position: which of the task's classes, from 0
+
+
+class Curriculum(NamedTuple):
+    """Which tasks' rows stage k trains on, and for how long."""
+
+    sources: Callable[[Int[Array, "tasks"], Int[Array, ""]], Bool[Array, "tasks"]]  # of (all task numbers, k)
+    rounds: Callable[[int], int]  # of k: how often the experiment's steps are made
+    fresh: bool = False  # start again from the first weights
+
+
+class Learner(NamedTuple):
+    """A model and how it learns; every function is pure, and sees batches."""
+
+    model: Model
+    init: Callable[[Params, StreamSpec, Key], Memory]
+    gradient: Callable[[Memory, Params, Batch, Key], tuple[PyTree, Info, Memory]]
+    after_step: Callable[[Memory, Params, Params, PyTree, Batch, Key], tuple[Params, PyTree, Memory]]
+    end_task: Callable[[Memory, Params, Task, Key], tuple[Params, Memory]]
+    predict: Callable[[Memory, Params, Batch], tuple[Float[Array, "b k"], Info]]
+    curriculum: Curriculum
+
+
+LearningRule: TypeAlias = Callable[[Model], Learner]
+
+OWN_ROWS = Curriculum(sources=lambda tasks, k: tasks == k, rounds=lambda k: 1)
+
+
+def bare_learner(model: Model, gradient) -> Learner:
+    """A learner that keeps no memory and does nothing but follow its gradient."""
+    return Learner(
+        model=model,
+        init=lambda params, spec, key: (),
+        gradient=gradient,
+        after_step=lambda memory, before, after, opt_state, batch, key: (after, opt_state, memory),
+        end_task=lambda memory, params, task, key: (params, memory),
+        predict=lambda memory, params, batch: jax.vmap(model.apply, (None, 0))(params, batch.x),
+        curriculum=OWN_ROWS,
+    )
+
+
+def check_outputs(model: Model, params: Params, example: Batch) -> None:
+    """Raise unless the model takes the stream's examples and has an output for every label."""
+    try:
+        logits = jax.eval_shape(lambda p, x: model.apply(p, x)[0], params, example.x)
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"The model cannot read examples of shape {example.x.shape} ({example.x.size} values): {error}"
+        ) from error
+    if logits.ndim != 1 or logits.shape[0] != example.target.shape[-1]:
+        raise ValueError(
+            f"The stream needs a model with {example.target.shape[-1]} outputs, got logits of shape {logits.shape}.\n"
+            f"Make the last layer {example.target.shape[-1]} wide, or choose another scenario."
+        )
+
+
+def rows_of(x: Array, y: Int[Array, "b"], outputs: int, scale: float) -> Batch:
+    """Rows of a labelled data set, read as floats; all outputs active, all weights one."""
+    b, real = y.shape[0], jnp.result_type(float)
+    return Batch(
+        x=x.astype(real) / jnp.asarray(scale, real),
+        target=jax.nn.one_hot(y, outputs, dtype=real),
+        active=jnp.ones((b, outputs), bool),
+        weight=jnp.ones(b, real),
+        temperature=jnp.ones(b, real),
+        task=jnp.zeros(b, jnp.int32),
+        index=jnp.arange(b, dtype=jnp.int32),
+    )

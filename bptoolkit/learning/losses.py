@@ -1,0 +1,120 @@
+"""Losses of ONE example, L(logits, target, active, temperature), their hand-written errors ∂L/∂logits, and their mean.
+
+Outputs that are not active do not exist for a loss: probability zero, gradient zero, whatever their logits hold.
+"""
+
+from collections.abc import Callable
+from typing import TypeAlias
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from bptoolkit.types import Batch
+
+__all__ = ["Loss", "correct", "cross_entropy", "mean_loss", "output_error", "probabilities", "squared_error"]
+
+Loss: TypeAlias = Callable[..., Float[Array, ""]]  # loss(logits, target, active, temperature)
+Logits: TypeAlias = Float[Array, "k"]
+Active: TypeAlias = Bool[Array, "k"] | None
+
+
+def cross_entropy(
+    logits: Logits, target: Float[Array, "k"], active: Active = None, temperature: Float[Array, ""] | float = 1.0
+) -> Float[Array, ""]:
+    """L = −Σ_i t_i log p_i over the active outputs, p = softmax(logits / T) over them.
+
+    Target mass on an output that is not active counts for nothing; with none active, L = 0.  No factor T² is applied:
+    the gradient is of order 1/T, and for soft targets of the same T of order 1/T².
+
+    Args:
+        logits: (k,).
+        target: (k,), one-hot or soft.
+        active: (k,) the outputs in play; all if left out.
+        temperature: T > 0, a scalar that may be traced.
+    """
+    active = _all(logits) if active is None else active
+    log_p = _log_probabilities(logits, active, temperature)
+    return -jnp.sum(jnp.where(active, target.astype(logits.dtype) * log_p, 0))
+
+
+def squared_error(
+    outputs: Logits, target: Float[Array, "k"], active: Active = None, temperature: Float[Array, ""] | float = 1.0
+) -> Float[Array, ""]:
+    """L = ½ Σ_i (t_i − o_i)² over the active outputs; the temperature plays no part."""
+    del temperature
+    return jnp.sum(jnp.square(_difference(outputs, target, active))) / 2
+
+
+def probabilities(
+    logits: Logits, active: Active = None, temperature: Float[Array, ""] | float = 1.0
+) -> Float[Array, "k"]:
+    """softmax(logits / T) over the active outputs, exactly zero elsewhere."""
+    active = _all(logits) if active is None else active
+    return jnp.where(active, jnp.exp(_log_probabilities(logits, active, temperature)), 0)
+
+
+def correct(logits: Logits, target: Float[Array, "k"], active: Active = None) -> Bool[Array, ""]:
+    """Whether the largest active output is the target's; False where it is NaN or no output is active."""
+    active = _all(logits) if active is None else active
+    seen = jnp.where(active, logits, -jnp.inf)
+    hit = jnp.argmax(seen) == jnp.argmax(target)
+    return hit & jnp.any(active) & ~jnp.isnan(jnp.max(seen))  # argmax takes a NaN for the largest
+
+
+def mean_loss(loss: Loss, logits: Float[Array, "b k"], batch: Batch) -> Float[Array, ""]:
+    """Σ_r w_r L_r / Σ_r w_r over the rows; 0 where no row has weight.
+
+    A row of weight 0 adds exactly nothing to value and gradient, also where its logits, target or temperature are not
+    finite.  (Its input must be finite all the same: the gradient of a model at a NaN is NaN times zero.)
+    """
+    counts = batch.weight > 0
+    blank = lambda rows, fill: jnp.where(counts.reshape(-1, *[1] * (rows.ndim - 1)), rows, fill)
+    losses = jax.vmap(loss)(blank(logits, 0), blank(batch.target, 0), batch.active, blank(batch.temperature, 1))
+    weight = jnp.where(counts, batch.weight, 0).astype(losses.dtype)
+    total = jnp.sum(weight)
+    return jnp.sum(jnp.where(counts, weight * losses, 0)) / jnp.where(total > 0, total, 1)
+
+
+def output_error(loss: Loss) -> Callable[..., Logits]:
+    """The function (logits, target, active, temperature) -> ∂L/∂logits: by hand for our losses, else by `jax.grad`."""
+    return BY_HAND.get(loss, jax.grad(loss))
+
+
+def _cross_entropy_error(logits: Logits, target, active: Active = None, temperature=1.0) -> Logits:
+    """(p_i Σ_j t_j − t_i) / T: over active outputs, zero elsewhere."""
+    active = _all(logits) if active is None else active
+    t = jnp.where(active, target.astype(logits.dtype), 0)
+    p = probabilities(logits, active, temperature)
+    return (p * jnp.sum(t) - t) / jnp.asarray(temperature, logits.dtype)
+
+
+def _squared_error_error(outputs: Logits, target, active: Active = None, temperature=1.0) -> Logits:
+    """o_i − t_i over active outputs, zero elsewhere."""
+    del temperature
+    return -_difference(outputs, target, active)
+
+
+BY_HAND: dict[Loss, Callable[..., Logits]] = {
+    cross_entropy: _cross_entropy_error,
+    squared_error: _squared_error_error,
+}
+
+
+def _difference(outputs: Logits, target: Float[Array, "k"], active: Active) -> Logits:
+    active = _all(outputs) if active is None else active
+    masked = lambda values: jnp.where(active, values.astype(outputs.dtype), 0)  # before the difference: no NaN passes
+    return masked(target) - masked(outputs)
+
+
+def _log_probabilities(logits: Logits, active: Bool[Array, "k"], temperature) -> Logits:
+    """log softmax over the active outputs; finite, but without meaning, on the others."""
+    z = jnp.where(active, logits, 0) / jnp.asarray(temperature, logits.dtype)
+    largest = jax.lax.stop_gradient(jnp.max(jnp.where(active, z, -jnp.inf), initial=jnp.finfo(z.dtype).min))
+    shifted = jnp.where(active, z - largest, 0)
+    total = jnp.sum(jnp.where(active, jnp.exp(shifted), 0))
+    return shifted - jnp.log(jnp.where(jnp.any(active), total, 1))  # a row with none active has no logarithm
+
+
+def _all(logits: Logits) -> Bool[Array, "k"]:
+    return jnp.ones(logits.shape, bool)

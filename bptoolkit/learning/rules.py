@@ -1,0 +1,57 @@
+"""Learning rules: how a gradient comes about.  Each makes a learner out of a model."""
+
+import jax
+import jax.numpy as jnp
+
+from bptoolkit.fixed_point import new_probe
+from bptoolkit.learning.learner import Learner, bare_learner
+from bptoolkit.learning.losses import Loss, cross_entropy, mean_loss
+from bptoolkit.types import Batch, Info, Key, Memory, Model, Params, PyTree, Settling
+
+__all__ = ["backprop"]
+
+
+def backprop(model: Model, loss: Loss = cross_entropy) -> Learner:
+    """Follow the gradient of the batch's weighted mean loss, by `jax.grad`.
+
+    A feed-forward model is differentiated through its layers (static backpropagation); a model that settles through
+    its fixed point, by whatever adjoint its relaxation was given (recurrent backpropagation), and then `Info` tells
+    how the forward and the backward relaxation of every row ended.
+
+    Reference: Rumelhart, Hinton & Williams (1986), Nature 323; Almeida (1987); Pineda (1987).
+    """
+
+    def gradient(memory: Memory, params: Params, batch: Batch, key: Key) -> tuple[PyTree, Info, Memory]:
+        del key
+        (value, info), (grads, probes) = jax.value_and_grad(objective, (0, 1), has_aux=True)(
+            params, _probes(model, batch), batch
+        )
+        return grads, info._replace(loss=value, backward=_told(probes)), memory
+
+    def objective(params, probes, batch):
+        if probes is None:
+            logits, info = jax.vmap(model.apply, (None, 0))(params, batch.x)
+        else:
+            logits, info = jax.vmap(lambda x, probe: model.apply(params, x, probe=probe))(batch.x, probes)
+        return mean_loss(loss, logits, batch), info
+
+    return bare_learner(model, gradient)
+
+
+def _probes(model: Model, batch: Batch):
+    """One probe a row, for the backward reports of a model that settles."""
+    if model.cell is None:
+        return None
+    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), model.cell.state)
+    return jnp.broadcast_to(new_probe(zeros), (batch.x.shape[0], new_probe(zeros).size))
+
+
+def _told(probes) -> Settling | None:
+    """The backward report of every row, as it came out of the probes' gradient."""
+    if probes is None:
+        return None
+    steps, residual, rate, status, _ = jnp.moveaxis(probes, -1, 0)
+    return Settling(steps.astype(jnp.int32), residual, rate, status.astype(jnp.int32))
+
+
+EXAMPLES = {"backprop": backprop}
