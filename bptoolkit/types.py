@@ -60,6 +60,7 @@ class Info(NamedTuple):
     loss: Float[Array, "*b"] | None = None
     forward: Settling | None = None
     backward: Settling | None = None
+    weight: Float[Array, "*b"] | None = None  # of the rows that forward and backward tell of
 
 
 class Layer(NamedTuple):

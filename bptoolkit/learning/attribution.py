@@ -19,7 +19,7 @@ from bptoolkit.learning.losses import Loss, cross_entropy, output_error
 from bptoolkit.models.activations import slope
 from bptoolkit.types import Cell, Layer, Model, Params, PyTree
 
-__all__ = ["Attribution", "attribution", "weight_gradient"]
+__all__ = ["Attribution", "attribution", "through_layers", "weight_gradient"]
 
 
 _NO_UNITS = (
@@ -70,7 +70,7 @@ def attribution(
     asked = (target, active, temperature)
     objective = lambda logits: (loss(logits, *asked), output_error(loss)(logits, *asked))
     if model.layers is not None:
-        return _through_layers(model.layers, params, x, objective)
+        return through_layers(model.layers, params, x, objective)
     if model.cell is not None and model.cell.settle is not None:
         forward = model.cell.settle(params, x)
         return _through_cell(model.cell, params, x, forward, objective, adjoint or almeida_pineda())
@@ -87,8 +87,8 @@ def weight_gradient(model: Model, params: Params, found: Attribution) -> Params:
     raise ValueError(_NO_UNITS)
 
 
-def _through_layers(layers: tuple[Layer, ...], params: Params, x, objective) -> Attribution:
-    """Forward, keeping every a_l and h_l; then backward, one layer at a time."""
+def through_layers(layers: tuple[Layer, ...], params: Params, x, objective) -> Attribution:
+    """Forward, keeping every a_l and h_l; then backward, one layer at a time, from objective(logits) = (L, ∂L/∂logits)."""
     h, inputs = [x], []
     for layer, p in zip(layers, params, strict=True):
         inputs.append(layer.linear(p, h[-1]))

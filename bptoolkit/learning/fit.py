@@ -81,7 +81,9 @@ def fit(
     check(data)
     rows = data.train
     if rows.y.ndim != 1:
-        raise ValueError(f"fit needs class numbers in train.y, got shape {rows.y.shape}; call `train` with own batches.")
+        raise ValueError(
+            f"fit needs class numbers in train.y, got shape {rows.y.shape}; call `train` with own batches."
+        )
     batch = len(rows.y) if batch is None else batch
     check_budget(steps, batch)
     init_key, memory_key, train_key = jax.random.split(key, 3)
@@ -135,15 +137,16 @@ def _point(info: Info, batch: Batch) -> Curves:
     """One point of the curves."""
     nothing = jnp.asarray(jnp.nan, batch.weight.dtype)
     loss = nothing if info.loss is None else info.loss
-    return Curves(loss, *_summary(info.forward, batch, nothing), *_summary(info.backward, batch, nothing))
+    weight = batch.weight if info.weight is None else info.weight  # a strategy may have added rows
+    return Curves(loss, *_summary(info.forward, weight), *_summary(info.backward, weight))
 
 
-def _summary(settling: Settling | None, batch: Batch, nothing: Float[Array, ""]) -> tuple[Array, Array]:
+def _summary(settling: Settling | None, weight: Float[Array, "b"]) -> tuple[Array, Array]:
     """Mean steps, and share of rows that did not converge, over the rows that count."""
     if settling is None:
-        return nothing, nothing
-    counts = (batch.weight > 0)[: settling.steps.shape[0]].astype(nothing.dtype)
-    mean = lambda values: jnp.sum(counts * values.astype(nothing.dtype)) / jnp.maximum(jnp.sum(counts), 1)
+        return jnp.full((), jnp.nan, weight.dtype), jnp.full((), jnp.nan, weight.dtype)
+    counts = (weight > 0).astype(weight.dtype)
+    mean = lambda values: jnp.sum(counts * values.astype(weight.dtype)) / jnp.maximum(jnp.sum(counts), 1)
     return mean(settling.steps), mean(settling.status != Status.CONVERGED)
 
 

@@ -26,7 +26,7 @@ def backprop(model: Model, loss: Loss = cross_entropy) -> Learner:
         (value, info), (grads, probes) = jax.value_and_grad(objective, (0, 1), has_aux=True)(
             params, _probes(model, batch), batch
         )
-        return grads, info._replace(loss=value, backward=_told(probes)), memory
+        return grads, info._replace(loss=value, backward=_told(probes), weight=batch.weight), memory
 
     def objective(params, probes, batch):
         if probes is None:

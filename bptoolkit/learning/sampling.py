@@ -62,7 +62,9 @@ def shuffled(key: Key, place: Int[Array, "b"], count: Int[Array, ""]) -> Int[Arr
 
     outside = lambda value: value >= whole(n)
     walked = lax.while_loop(
-        lambda value: jnp.any(outside(value)), lambda value: jnp.where(outside(value), once(value), value), once(whole(place))
+        lambda value: jnp.any(outside(value)),
+        lambda value: jnp.where(outside(value), once(value), value),
+        once(whole(place)),
     )
     return walked.astype(jnp.int32)
 

@@ -1,0 +1,44 @@
+"""Sequences of tasks and what they do to a net: streams, strategies against forgetting, the runner, the metrics."""
+
+from bptoolkit.continual.controls import joint, naive
+from bptoolkit.continual.experiment import Cost, Experiment, Result
+from bptoolkit.continual.fisher import fisher
+from bptoolkit.continual.metrics import (
+    average_accuracy,
+    backward_transfer,
+    forgetting,
+    forward_transfer,
+    intransigence,
+    learning_accuracy,
+)
+from bptoolkit.continual.programs import Layout, choose_layout
+from bptoolkit.continual.regularise import ewc
+from bptoolkit.continual.rehearse import replay
+from bptoolkit.continual.run import Moment, RunState, run
+from bptoolkit.continual.streams import Stream, permuted, rotated, split
+
+__all__ = [
+    "Cost",
+    "Experiment",
+    "Layout",
+    "Moment",
+    "Result",
+    "RunState",
+    "Stream",
+    "average_accuracy",
+    "backward_transfer",
+    "choose_layout",
+    "ewc",
+    "fisher",
+    "forgetting",
+    "forward_transfer",
+    "intransigence",
+    "joint",
+    "learning_accuracy",
+    "naive",
+    "permuted",
+    "replay",
+    "rotated",
+    "run",
+    "split",
+]

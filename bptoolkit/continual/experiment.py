@@ -1,0 +1,101 @@
+"""What is run, and what comes out: plain data."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
+
+import numpy as np
+import optax
+
+from bptoolkit.continual.streams import Stream
+from bptoolkit.learning.fit import Curves, check_budget
+from bptoolkit.learning.learner import Learner
+from bptoolkit.types import Params
+
+__all__ = ["Cost", "Experiment", "Result"]
+
+Hyper: TypeAlias = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A stream, a learner, an optimiser and a budget.
+
+    stream: the tasks.
+    learner: or a function of `hyper` that makes one; then its numbers are traced, and another value compiles nothing.
+    optimizer: any optax optimiser, or a function of `hyper` that makes one.
+    steps: updates per task.
+    batch: rows an update; None for all rows of the task.
+    replacement: draw rows independently in place of going through epochs.
+    reset_optimizer: start every task with a fresh optimiser state.
+    hyper: numbers that learner and optimizer are made from.
+    """
+
+    stream: Stream
+    learner: Learner | Callable[[Hyper], Learner]
+    optimizer: optax.GradientTransformation | Callable[[Hyper], optax.GradientTransformation]
+    steps: int
+    batch: int | None = 128
+    replacement: bool = False
+    reset_optimizer: bool = False
+    hyper: Hyper = field(default_factory=dict)
+
+    def __post_init__(self):
+        check_budget(self.steps, 1 if self.batch is None else self.batch)
+
+    def build(self, hyper: Hyper) -> tuple[Learner, optax.GradientTransformation]:
+        """The learner and the optimiser for these numbers."""
+        learner = self.learner if isinstance(self.learner, Learner) else self.learner(hyper)
+        made = isinstance(self.optimizer, tuple)  # a GradientTransformation is a pair of functions
+        return learner, self.optimizer if made else self.optimizer(hyper)
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a run took.
+
+    parameters: weights of the net.
+    flops: of one prediction, for a net that settles at its mean number of steps.
+    ms_per_1000: milliseconds for 1000 predictions, compiled, one net.
+    seconds: of training and evaluation, without compiling; compile_seconds: of compiling, or of reading the cache.
+    steps: updates made per seed.
+    peak_bytes: temporary memory of the largest compiled program, beside data and state.
+    layout: how the seeds lay on the devices.
+    """
+
+    parameters: int
+    flops: float
+    ms_per_1000: float
+    seconds: float
+    compile_seconds: float
+    steps: int
+    peak_bytes: int
+    layout: str
+
+
+@dataclass(frozen=True)
+class Result:
+    """A learner on a stream, over seeds.  T tasks, S seeds.
+
+    accuracy: (S, after 1 … T, on 1 … T), on test rows; train_accuracy likewise, on as many training rows.
+    untrained, untrained_train: (S, T), before any training.
+    curves: each (S, T, bins): loss, settling steps and unconverged shares while training on each task, forward and
+        backward; NaN for nets that do not settle.
+    finite: (S, T), False where weights were NaN or infinite after that task.
+    params: the weights at the end, with a leading axis of seeds.
+    """
+
+    accuracy: np.ndarray
+    train_accuracy: np.ndarray
+    untrained: np.ndarray
+    untrained_train: np.ndarray
+    curves: Curves
+    finite: np.ndarray
+    seeds: tuple[int, ...]
+    params: Params
+    cost: Cost
+
+    @property
+    def unconverged(self) -> np.ndarray:
+        """(S, T): share of forward settlings in training that did not converge; NaN for nets that do not settle."""
+        return self.curves.unconverged.mean(-1)

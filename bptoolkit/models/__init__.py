@@ -1,0 +1,25 @@
+"""Networks as pairs of pure functions of one example: feed-forward, recurrent, or brought in from Flax."""
+
+from bptoolkit.models import activations
+from bptoolkit.models.activations import Activation
+from bptoolkit.models.adapters import cell_from_linen, cell_from_nnx, from_linen, from_nnx
+from bptoolkit.models.cells import hopfield_cell, rate_cell
+from bptoolkit.models.convnet import convnet
+from bptoolkit.models.equilibrium import equilibrium, settling
+from bptoolkit.models.mlp import mlp, uniform_fan_in
+
+__all__ = [
+    "Activation",
+    "activations",
+    "cell_from_linen",
+    "cell_from_nnx",
+    "convnet",
+    "equilibrium",
+    "from_linen",
+    "from_nnx",
+    "hopfield_cell",
+    "mlp",
+    "rate_cell",
+    "settling",
+    "uniform_fan_in",
+]

@@ -1,0 +1,201 @@
+"""A run folder: what was asked (config.json), where it ran (environment.json), what came out (results.nc).
+
+Every file is written whole under another name, flushed to the disk, and moved to its place in one step: a reader finds
+the old file or the new one, never half of one.  A folder belongs to one configuration for ever.
+"""
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from bptoolkit.runs.environment import environment, now
+
+if TYPE_CHECKING:
+    import xarray
+
+CONFIG, ENVIRONMENT, RESULTS = "config.json", "environment.json", "results.nc"
+AXES = ("net", "strategy", "scenario", "seed", "after", "on")  # of the variable `accuracy`
+STATES = ("finished", "failed", "interrupted")
+
+
+class RunError(Exception):
+    """A run folder or file that cannot be used: what was required, what was found, what to do."""
+
+
+class Run(NamedTuple):
+    """A folder that is open for writing, or, where `found`, one that already holds this run, finished."""
+
+    folder: Path
+    found: bool
+
+
+def run_name(config: Mapping[str, Any]) -> str:
+    """The experiment's name and eight hex digits of the configuration's SHA-256: `split_digits-3f2a91c0`."""
+    config = plain(config)
+    digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()
+    name = re.sub(r"[^\w-]+", "_", config["experiment"].rsplit(".", 1)[-1])
+    return f"{name}-{digest[:8]}"
+
+
+def open_run(folder: Path | str, config: Mapping[str, Any], *, again: bool = False) -> Run:
+    """Claim `folder` for the run that `config` describes, and record where and when it starts.
+
+    A folder in which this very run has finished is returned untouched with `found` true, unless `again`: then, as after
+    a failed or killed run, the record starts anew and files are replaced one by one as new ones are saved.
+
+    Args:
+        folder: the run's own folder, made if it is missing; usually `runs / run_name(config)`.
+        config: plain data that decides the results: {"experiment": …, "config": {…}, "seeds": […]}.
+        again: run once more even if it has finished.
+
+    Raises:
+        RunError: for another run's folder, a folder of other things, a file, or one that cannot be written.
+    """
+    folder, config = Path(folder), plain(config)
+    claim(folder, config)
+    found = (folder / RESULTS).is_file() and state_of(folder) == "finished"
+    if found and not again:
+        return Run(folder, found=True)
+    write_json(folder / CONFIG, config)
+    write_json(folder / ENVIRONMENT, environment(config))
+    return Run(folder, found=False)
+
+
+def finish(folder: Path | str, state: str = "finished") -> None:
+    """Record how and when the run ended: "finished", "failed" or "interrupted"."""
+    if state not in STATES:
+        raise RunError(f"A run ends in one of {', '.join(STATES)}; got {state!r}.")
+    path = Path(folder) / ENVIRONMENT
+    write_json(path, read_json(path) | {"state": state, "ended": now()})
+
+
+def save_results(folder: Path | str, results: "xarray.Dataset") -> Path:
+    """Write results.nc (NetCDF-4): every bit, dtype, coordinate and attribute comes back from `load_results`."""
+    shaped = [name for name in results.data_vars if results[name].size and results[name].ndim]
+    with replacing(Path(folder) / RESULTS) as part:  # each block with its checksum
+        results.to_netcdf(part, engine="h5netcdf", encoding={name: {"fletcher32": True} for name in shaped})
+    return Path(folder) / RESULTS
+
+
+def load_results(folder: Path | str) -> "xarray.Dataset":
+    """Read results.nc into memory.
+
+    Raises:
+        RunError: when it is missing, cut short, damaged, or not the results of a run.
+    """
+    import xarray
+
+    path = Path(folder) / RESULTS
+    if not path.is_file():
+        raise RunError(f"{path} is missing: the folder holds no results (yet). Run the experiment, or name its folder.")
+    try:
+        results = xarray.load_dataset(path, engine="h5netcdf")
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        size = path.stat().st_size
+        raise RunError(
+            f"{path} must be a whole NetCDF file, got {size} bytes that cannot be read ({first_line(error)}). "
+            "Delete it and run the experiment again."
+        ) from error
+    dims = results["accuracy"].dims if "accuracy" in results else ()
+    if set(dims) != set(AXES):
+        raise RunError(f"{path} must hold accuracy[{', '.join(AXES)}], got [{', '.join(map(str, dims))}].")
+    return results
+
+
+def plain(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The configuration as JSON gives it back: tuples become lists; what JSON cannot hold is refused."""
+    try:
+        data = json.loads(json.dumps(dict(config), sort_keys=True, allow_nan=False))
+    except (TypeError, ValueError) as error:
+        raise RunError(
+            f"A run's configuration must be plain data (numbers, text, lists, dicts), got: {first_line(error)}. "
+            "Keep the values from which the experiment is defined, not what is made of them."
+        ) from error
+    if not isinstance(data.get("experiment"), str):
+        raise RunError(f'A run\'s configuration must name its "experiment", got the keys {sorted(data)}.')
+    return data
+
+
+def claim(folder: Path, config: dict[str, Any]) -> None:
+    """Make the folder, or see that it holds this run or nothing."""
+    elsewhere = f"Give another folder, or none, for the default name {run_name(config)}."
+    try:
+        if folder.is_file():
+            raise RunError(f"A run needs a folder, got the file {folder}. {elsewhere}")
+        folder.mkdir(parents=True, exist_ok=True)
+        held = [path.name for path in folder.iterdir() if not path.match(".*.part")]  # left by a killed process
+    except OSError as error:
+        raise RunError(f"The run folder {folder} cannot be made or read ({error.strerror}). {elsewhere}") from error
+    if CONFIG in held:
+        other = read_json(folder / CONFIG)
+        if other != config:
+            raise RunError(f"{folder} already holds another run ({difference(other, config)}). {elsewhere}")
+    elif held:
+        raise RunError(f"A run folder must be new, empty, or hold this run; {folder} holds {held[0]}. {elsewhere}")
+
+
+def difference(old: Any, new: Any, at: str = "") -> str:
+    """The first place where two configurations differ: "config.rate is 0.01 there, 0.1 asked for"."""
+    if not (isinstance(old, dict) and isinstance(new, dict)):
+        return f"{at or 'its configuration'} is {json.dumps(old)} there, {json.dumps(new)} asked for"
+    key = min(k for k in old.keys() | new.keys() if k not in old or k not in new or old[k] != new[k])
+    return difference(old.get(key), new.get(key), f"{at}.{key}" if at else key)
+
+
+def state_of(folder: Path) -> str | None:
+    """How the run in `folder` ended, "running" if it has not; None where nothing was recorded."""
+    path = folder / ENVIRONMENT
+    return read_json(path).get("state") if path.is_file() else None
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file of a run folder."""
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise RunError(f"{path} must be a JSON file, and cannot be read ({first_line(error)}).") from error
+    if not isinstance(data, dict):
+        raise RunError(f"{path} must hold a JSON object, got a {type(data).__name__}.")
+    return data
+
+
+def write_json(path: Path, data: Mapping[str, Any]) -> None:
+    """Plain data, one field a line; NaN is not JSON and is refused."""
+    write_text(path, json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """A whole text file or nothing."""
+    with replacing(path) as part:
+        part.write_text(text, encoding="utf-8")
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A name beside `path` to write to; on leaving without an error, the file is flushed and becomes `path`.
+
+    Raises:
+        RunError: when the system refuses; what was at `path` before is still there.
+    """
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        yield part
+        with part.open("rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    except OSError as error:
+        reason = error.strerror or first_line(error)
+        raise RunError(f"{path} cannot be written ({reason}). Free the disk or name a folder that you own.") from error
+    finally:
+        if part.exists():
+            part.unlink()
+
+
+def first_line(error: Exception) -> str:
+    """What an error says, without the pages that may follow."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -1,0 +1,199 @@
+"""The results as tables, for the terminal (rich), for the README (GitHub Markdown) and for the report.
+
+All three are made from one `Grid` of one summary, so they cannot disagree.  Accuracies are per cent, differences of
+accuracies percentage points.  A number that is missing is a dash with a numbered reason; a settling that did not
+converge is marked.
+"""
+
+import itertools
+import math
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    from rich.console import Group
+    from rich.table import Table
+
+Row = dict[str, Any]
+DASH = "–"
+ALARM = "! Some settlings did not converge: states and gradients there are not those of a fixed point."
+
+
+class Shown(NamedTuple):
+    """One cell: its text, the reason for what is missing, and whether it must catch the eye."""
+
+    text: str
+    note: str | None = None
+    alarm: bool = False
+
+
+class Column(NamedTuple):
+    """A heading and what it shows of a row of the summary."""
+
+    title: str
+    show: Callable[[Row], Shown]
+    number: bool = True
+
+
+class Grid(NamedTuple):
+    """A table before it is drawn; notes are shared by the grids of one summary and numbered from 1."""
+
+    title: str
+    columns: list[Column]
+    cells: list[list[Shown]]
+    notes: list[str]
+
+    def text(self, cell: Shown) -> str:
+        """The cell with its mark of alarm and the number of its note."""
+        mark = superscript(self.notes.index(cell.note) + 1) if cell.note else ""
+        return f"{'! ' if cell.alarm else ''}{cell.text}{mark}"
+
+
+def percent(name: str) -> Callable[[Row], Shown]:
+    """Show an estimate as per cent."""
+    return lambda row: estimate(row[name], 100.0)
+
+
+def settling(way: str, name: str) -> Callable[[Row], Shown]:
+    """Show steps, or the unconverged share, of the forward or the backward settling."""
+    form = {"steps": estimate, "unconverged": share}[name]
+    return lambda row: form(row["settling"][way][name])
+
+
+def cost(name: str, form: Callable[[float], str]) -> Callable[[Row], Shown]:
+    """Show one number without an interval."""
+    return lambda row: Shown(DASH, "not measured") if row[name] is None else Shown(form(row[name]))
+
+
+def estimate(entry: dict[str, Any], factor: float = 1.0) -> Shown:
+    """Mean ± half-width to one decimal, to two where the half-width would show as 0."""
+    if entry["mean"] is None:
+        return Shown(DASH, entry["reason"])
+    half = math.nan if entry["half_width"] is None else factor * entry["half_width"]
+    decimals = 2 if half < 0.05 else 1
+    width = DASH if math.isnan(half) else f"{half:.{decimals}f}"
+    return Shown(f"{signed(factor * entry['mean'], decimals)} ± {width}", entry["reason"])
+
+
+def share(entry: dict[str, Any]) -> Shown:
+    """A share that should be 0: any that is not raises the alarm, however small."""
+    if entry["mean"] is None:
+        return Shown(DASH, entry["reason"])
+    value = 100 * entry["mean"]
+    text = "0 %" if value == 0 else "< 0.1 %" if value < 0.1 else f"{value:.1f} %"
+    return Shown(text, entry["reason"], alarm=value > 0)
+
+
+def signed(value: float, decimals: int) -> str:
+    """A number with a true minus sign, and no minus before 0."""
+    return f"{round(value, decimals) + 0.0:.{decimals}f}".replace("-", "−")
+
+
+def measured(value: float) -> str:
+    """Three digits or so: 0.42, 12.3, 1,234."""
+    decimals = 2 if value < 10 else 1 if value < 100 else 0
+    return f"{value:,.{decimals}f}"
+
+
+def superscript(number: int) -> str:
+    """12 as ¹²."""
+    return str(number).translate(str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹"))
+
+
+LABELS = [
+    Column(name.capitalize(), lambda row, name=name: Shown(row[name]), number=False)
+    for name in ("scenario", "net", "strategy")
+]
+RESULTS = [
+    Column("Average accuracy", percent("average_accuracy")),
+    Column("Learning accuracy", percent("learning_accuracy")),
+    Column("Forgetting", percent("forgetting")),
+    Column("Backward transfer", percent("backward_transfer")),
+    Column("Train–test gap", percent("train_test_gap")),
+]
+SETTLINGS = [
+    Column("Forward steps", settling("forward", "steps")),
+    Column("Forward unconverged", settling("forward", "unconverged")),
+    Column("Backward steps", settling("backward", "steps")),
+    Column("Backward unconverged", settling("backward", "unconverged")),
+]
+COSTS = [
+    Column("Parameters", cost("parameters", "{:,}".format)),
+    Column("FLOPs", cost("flops", "{:,.0f}".format)),
+    Column("ms per 1000", cost("ms_per_1000", measured)),
+    Column("Seconds", cost("seconds", measured)),
+    Column("Compiling", cost("compile_seconds", measured)),
+]
+
+
+TABLES = {"Results": RESULTS, "Settling": SETTLINGS, "Cost": COSTS}
+
+
+def grids(summary: dict[str, Any]) -> list[Grid]:
+    """The tables of a summary: results, settling (only nets that settle, and only if there are any), cost."""
+    settling = [row for row in summary["rows"] if row["settling"] is not None]
+    rows = {"Results": summary["rows"], "Settling": settling, "Cost": summary["rows"]}
+    shown = {title: LABELS + columns for title, columns in TABLES.items() if title != "Settling" or settling}
+    cells = {
+        title: [[column.show(row) for column in columns] for row in rows[title]] for title, columns in shown.items()
+    }
+    every = itertools.chain.from_iterable(itertools.chain(*cells.values()))
+    notes = list(dict.fromkeys(cell.note for cell in every if cell.note))  # in order of appearance
+    return [Grid(title, columns, cells[title], notes) for title, columns in shown.items()]
+
+
+def remarks(summary: dict[str, Any], drawn: list[Grid]) -> list[str]:
+    """What must be read with the tables: the interval, the numbered reasons, the alarm, what was not run."""
+    lines = [
+        f"± is the half-width of the {100 * summary['level']:g} % t-interval over {seeds(summary)}.",
+        "Accuracies are per cent of test rows; forgetting, transfer and gap are percentage points.",
+        "FLOPs are of one prediction; ms is per 1000 predictions; the other times are seconds.",
+        *(f"{superscript(i)} {note}." for i, note in enumerate(drawn[0].notes, start=1)),
+    ]
+    if any(cell.alarm for grid in drawn for row in grid.cells for cell in row):
+        lines.append(ALARM)
+    if summary["not_run"]:
+        lines.append(f"Not run: {', '.join('/'.join(names) for names in summary['not_run'])}.")
+    return lines
+
+
+def seeds(summary: dict[str, Any]) -> str:
+    """How many seeds, in words."""
+    return "1 seed" if summary["seeds"] == 1 else f"{summary['seeds']} seeds"
+
+
+def terminal_table(summary: dict[str, Any]) -> "Group":
+    """Results, settling and cost as rich tables, readable from 100 columns on, and what must be read with them."""
+    from rich.console import Group
+    from rich.text import Text
+
+    drawn = grids(summary)
+    return Group(*map(rich_table, drawn), *(Text(line, style="dim") for line in remarks(summary, drawn)))
+
+
+def rich_table(grid: Grid) -> "Table":
+    """One grid for the terminal."""
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(title=grid.title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    for column in grid.columns:
+        table.add_column(column.title, justify="right" if column.number else "left", overflow="fold")
+    for row in grid.cells:
+        table.add_row(*(Text(grid.text(cell), style="bold red" if cell.alarm else "") for cell in row))
+    return table
+
+
+def markdown_table(summary: dict[str, Any]) -> str:
+    """Results, settling and cost as GitHub Markdown, for a README made from a committed summary."""
+    drawn = grids(summary)
+    notes = "\n".join(f"- {line}" for line in remarks(summary, drawn))
+    return "\n".join([*map(markdown_grid, drawn), notes, ""])
+
+
+def markdown_grid(grid: Grid) -> str:
+    """One grid in pipes; an alarm is bold."""
+    lines = [[column.title for column in grid.columns], ["--:" if column.number else ":--" for column in grid.columns]]
+    lines += [[f"**{grid.text(cell)}**" if cell.alarm else grid.text(cell) for cell in row] for row in grid.cells]
+    return "\n".join(f"| {' | '.join(text.replace('|', '/') for text in line)} |" for line in lines) + "\n"
