@@ -20,7 +20,7 @@ from jaxtyping import Array, Bool, Float, Int
 from bptoolkit import trees
 from bptoolkit.continual.experiment import Experiment, Hyper
 from bptoolkit.continual.streams import Indices, Stream, View, gather, spec
-from bptoolkit.learning.fit import Curves, Progress, train
+from bptoolkit.learning.fit import Progress, train
 from bptoolkit.learning.learner import Learner, Task, check_outputs
 from bptoolkit.learning.losses import correct
 from bptoolkit.learning.sampling import positions

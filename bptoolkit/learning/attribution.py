@@ -88,7 +88,7 @@ def weight_gradient(model: Model, params: Params, found: Attribution) -> Params:
 
 
 def through_layers(layers: tuple[Layer, ...], params: Params, x, objective) -> Attribution:
-    """Forward, keeping every a_l and h_l; then backward, one layer at a time, from objective(logits) = (L, ∂L/∂logits)."""
+    """Forward, keeping every a_l and h_l; backward, one layer at a time, from objective(logits) = (L, ∂L/∂logits)."""
     h, inputs = [x], []
     for layer, p in zip(layers, params, strict=True):
         inputs.append(layer.linear(p, h[-1]))

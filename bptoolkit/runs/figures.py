@@ -69,7 +69,7 @@ def figures(results: "xarray.Dataset") -> dict[str, "Figure"]:
 def accuracy_matrices(results: "xarray.Dataset", summary: Summary) -> "Figure":
     """R[after, on] as heat maps, mean over seeds, one panel per net × strategy; the first row is the untrained net."""
     nets, strategies = names(summary, "net"), names(summary, "strategy")
-    side = 0.9 + 0.34 * min(results.sizes["on"], ANNOTATED)
+    side = max(0.9 + 0.34 * min(results.sizes["on"], ANNOTATED), 2.2)
     inches = ((side - 0.3) * len(strategies) + 2.4, (side + 0.4) * len(nets) + 0.6)
     figure, axes = panels(len(nets), len(strategies), inches, share=True)
     images = []
@@ -173,7 +173,7 @@ def grouped_bars(axis: "Axes", summary: Summary, metric: str) -> None:
     reasons = {row[metric]["reason"] for row in summary["rows"] if row[metric]["mean"] is None}
     if reasons:
         text = "; ".join(sorted(reasons))
-        axis.text(0.5, 0.5, text, transform=axis.transAxes, ha="center", va="center", color="dimgrey")
+        axis.text(0.5, 0.5, text, transform=axis.transAxes, ha="center", va="center", backgroundcolor="white")
 
 
 def chance_line(axis: "Axes", summary: Summary) -> None:

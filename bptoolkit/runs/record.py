@@ -75,7 +75,10 @@ def finish(folder: Path | str, state: str = "finished") -> None:
 
 
 def save_results(folder: Path | str, results: "xarray.Dataset") -> Path:
-    """Write results.nc (NetCDF-4): every bit, dtype, coordinate and attribute comes back from `load_results`."""
+    """Write results.nc (NetCDF-4): every bit, dtype, coordinate and attribute comes back from `load_results`.
+
+    Attributes must be text, numbers or lists of these; a list of one comes back as that one.
+    """
     shaped = [name for name in results.data_vars if results[name].size and results[name].ndim]
     with replacing(Path(folder) / RESULTS) as part:  # each block with its checksum
         results.to_netcdf(part, engine="h5netcdf", encoding={name: {"fletcher32": True} for name in shaped})

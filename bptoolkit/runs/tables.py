@@ -81,7 +81,7 @@ def share(entry: dict[str, Any]) -> Shown:
         return Shown(DASH, entry["reason"])
     value = 100 * entry["mean"]
     text = "0 %" if value == 0 else "< 0.1 %" if value < 0.1 else f"{value:.1f} %"
-    return Shown(text, entry["reason"], alarm=value > 0)
+    return Shown(text, alarm=value > 0)
 
 
 def signed(value: float, decimals: int) -> str:
@@ -144,8 +144,9 @@ def grids(summary: dict[str, Any]) -> list[Grid]:
 
 def remarks(summary: dict[str, Any], drawn: list[Grid]) -> list[str]:
     """What must be read with the tables: the interval, the numbered reasons, the alarm, what was not run."""
+    half_width = f"± is the half-width of the {100 * summary['level']:g} % t-interval over {seeds(summary)}."
     lines = [
-        f"± is the half-width of the {100 * summary['level']:g} % t-interval over {seeds(summary)}.",
+        half_width if summary["seeds"] > 1 else "One seed: there are no intervals.",
         "Accuracies are per cent of test rows; forgetting, transfer and gap are percentage points.",
         "FLOPs are of one prediction; ms is per 1000 predictions; the other times are seconds.",
         *(f"{superscript(i)} {note}." for i, note in enumerate(drawn[0].notes, start=1)),

@@ -1,0 +1,74 @@
+"""Results of several experiments as one labelled array: accuracy[net, strategy, scenario, seed, after, on]."""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from bptoolkit.continual.experiment import Result
+
+if TYPE_CHECKING:
+    import xarray
+
+__all__ = ["collect"]
+
+CELL = ("net", "strategy", "scenario")
+CURVES = {
+    "settling_steps": "settling_steps",
+    "unconverged": "unconverged",
+    "backward_steps": "backward_steps",
+    "backward_unconverged": "backward_unconverged",
+}
+
+
+def collect(results: Mapping[str, Result], question: str, chance: Mapping[str, float]) -> "xarray.Dataset":
+    """Label the results; a combination that was not run is NaN.
+
+    Args:
+        results: by "net/strategy/scenario"; all of the same seeds and number of tasks.
+        question: the experiment's, kept as an attribute.
+        chance: accuracy of guessing, for each scenario.
+
+    Raises:
+        ValueError: a name of another form.
+    """
+    import xarray
+
+    cells = []
+    for name, result in results.items():
+        labels = name.split("/")
+        if len(labels) != len(CELL):
+            raise ValueError(f'An experiment must be named "net/strategy/scenario", got {name!r}.')
+        cells.append(_cell(result).expand_dims({axis: [label] for axis, label in zip(CELL, labels, strict=True)}))
+    whole = xarray.combine_by_coords(cells, combine_attrs="drop_conflicts")
+    order = {axis: _in_order(results, i) for i, axis in enumerate(CELL)}
+    whole = whole.reindex(order)
+    levels = [float(chance[name]) for name in order["scenario"]]
+    return whole.assign_attrs(question=question, chance=levels)
+
+
+def _cell(result: Result) -> "xarray.Dataset":
+    """One experiment's result, without its name."""
+    import xarray
+
+    tasks = np.arange(1, result.accuracy.shape[-1] + 1)
+    table = ("seed", "after", "on")
+    with_start = lambda start, rows: np.concatenate([start[:, None], rows], axis=1)
+    variables = {
+        "accuracy": (table, with_start(result.untrained, result.accuracy)),
+        "train_accuracy": (table, with_start(result.untrained_train, result.train_accuracy)),
+        "loss": (("seed", "task", "bin"), result.curves.loss),
+        "finite": (("seed", "task"), result.finite.astype(np.float32)),
+        **{name: (("seed", "task"), getattr(result.curves, field).mean(-1)) for name, field in CURVES.items()},
+        **{
+            name: ((), float(getattr(result.cost, name)))
+            for name in ("parameters", "flops", "ms_per_1000", "seconds", "compile_seconds", "peak_bytes", "steps")
+        },
+    }
+    coordinates = {"seed": list(result.seeds), "after": [0, *tasks], "on": tasks, "task": tasks}
+    return xarray.Dataset(variables, coordinates, attrs={"layout": result.cost.layout})
+
+
+def _in_order(results: Mapping[str, Result], axis: int) -> list[str]:
+    """The labels of one axis, in the order in which they first come."""
+    return list(dict.fromkeys(name.split("/")[axis] for name in results))

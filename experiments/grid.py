@@ -1,0 +1,77 @@
+"""{static, recurrent} × {naive, EWC, replay, joint} on a split data set: what the split experiments share."""
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Literal
+
+import optax
+
+from bptoolkit import continual as cl
+from bptoolkit import fixed_point as fp
+from bptoolkit import learning, models
+from bptoolkit.types import Dataset, Model
+
+Net = Literal["static", "recurrent"]
+Strategy = Literal["naive", "ewc", "replay", "joint"]
+
+TRACED = ("rate", "strength", "tolerance", "settle_steps")  # numbers whose change compiles nothing
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Every field is a flag of `scripts/run.py`."""
+
+    scenario: tuple[Literal["class", "domain", "task"], ...] = ("class",)  # what the net must tell
+    nets: tuple[Net, ...] = ("static", "recurrent")
+    strategies: tuple[Strategy, ...] = ("naive", "ewc", "replay", "joint")
+    classes_per_task: int = 2
+    hidden: tuple[int, ...] = (100,)  # layers of the static net
+    units: int = 57  # of the recurrent net; the default has as many weights as the static one
+    steps: int = 100  # updates per task
+    batch: int = 32  # rows per update
+    rate: float = 1e-3  # of Adam
+    strength: float = 1e3  # of EWC, with the mean Fisher information and the factor ½
+    fisher: Literal["exact", "sampled", "empirical"] = "exact"
+    samples: int | None = 256  # rows of a task that the Fisher information is taken over; None for all
+    per_class: int = 20  # rows of each class that replay keeps
+    tolerance: float = 1e-3  # relative error at which a relaxation ends, forward and backward
+    settle_steps: int = 60  # allowed to a relaxation
+
+
+def grid(dataset: Dataset, config: Grid) -> dict[str, cl.Experiment]:
+    """One experiment for each "net/strategy/scenario"."""
+    hyper = {name: value for name, value in asdict(config).items() if name in TRACED}
+    return {
+        f"{net}/{strategy}/{scenario}": cl.Experiment(
+            cl.split(dataset, config.classes_per_task, scenario),
+            _learner(dataset, config, net, strategy, scenario),
+            lambda hyper: optax.adam(hyper["rate"]),
+            steps=config.steps,
+            batch=config.batch,
+            hyper=hyper,
+        )
+        for scenario in config.scenario
+        for net in config.nets
+        for strategy in config.strategies
+    }
+
+
+def _learner(dataset: Dataset, config: Grid, net: Net, strategy: Strategy, scenario: str) -> Callable:
+    """What makes the learner from the traced numbers."""
+    inputs = dataset.train.x[0].size
+    outputs = config.classes_per_task if scenario == "domain" else dataset.classes
+
+    def model(hyper) -> Model:
+        if net == "static":
+            return models.mlp(inputs, *config.hidden, outputs)
+        stop = fp.Stop(rtol=hyper["tolerance"], max_steps=hyper["settle_steps"])
+        relax = fp.implicit(fp.picard(), fp.almeida_pineda(stop=stop), stop)
+        return models.equilibrium(models.rate_cell(inputs, config.units, outputs), relax)
+
+    remedies = {
+        "naive": lambda hyper: cl.naive,
+        "joint": lambda hyper: cl.joint,
+        "replay": lambda hyper: cl.replay(config.per_class),
+        "ewc": lambda hyper: cl.ewc(hyper["strength"], fisher=config.fisher, samples=config.samples),
+    }
+    return lambda hyper: remedies[strategy](hyper)(learning.backprop(model(hyper)))
