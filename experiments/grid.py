@@ -27,9 +27,10 @@ class Grid:
     classes_per_task: int = 2
     hidden: tuple[int, ...] = (100,)  # layers of the static net
     units: int = 57  # of the recurrent net; the default has as many weights as the static one
-    steps: int = 100  # updates per task
+    activation: Literal["sigmoid", "tanh", "relu"] = "sigmoid"  # of the recurrent net
+    steps: int = 200  # updates per task
     batch: int = 32  # rows per update
-    rate: float = 1e-3  # of Adam
+    rate: float = 2e-3  # of Adam
     strength: float = 1e3  # of EWC, with the mean Fisher information and the factor ½
     fisher: Literal["exact", "sampled", "empirical"] = "exact"
     samples: int | None = 256  # rows of a task that the Fisher information is taken over; None for all
@@ -66,7 +67,8 @@ def _learner(dataset: Dataset, config: Grid, net: Net, strategy: Strategy, scena
             return models.mlp(inputs, *config.hidden, outputs)
         stop = fp.Stop(rtol=hyper["tolerance"], max_steps=hyper["settle_steps"])
         relax = fp.implicit(fp.picard(), fp.almeida_pineda(stop=stop), stop)
-        return models.equilibrium(models.rate_cell(inputs, config.units, outputs), relax)
+        g = getattr(models.activations, config.activation)
+        return models.equilibrium(models.rate_cell(inputs, config.units, outputs, activation=g), relax)
 
     remedies = {
         "naive": lambda hyper: cl.naive,

@@ -18,8 +18,8 @@ class Config(Grid):
 
     hidden: tuple[int, ...] = (400, 400)
     units: int = 400
-    steps: int = 100
     batch: int = 128
+    rate: float = 1e-3
     per_class: int = 100
     limit: int | None = None  # rows of the training and of the test part; all if left out
 

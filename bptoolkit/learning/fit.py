@@ -116,14 +116,15 @@ def train(
     first: Int[Array, ""] | int = 0,
 ) -> tuple[Progress, Curves]:
     """Make steps first … first + steps − 1 of a stage whose key this is; each gets `draw(step, key)`."""
-    step = partial(_step, learner, optimizer, draw, key)
+    step = partial(_step, learner, optimizer, draw, *jax.random.split(key))
     return lax.scan(step, progress, jnp.int32(first) + jnp.arange(steps, dtype=jnp.int32))
 
 
-def _step(learner, optimizer, draw, key: Key, progress: Progress, step: Int[Array, ""]) -> tuple[Progress, Curves]:
+def _step(
+    learner, optimizer, draw, rows_key: Key, step_key: Key, progress: Progress, step: Int[Array, ""]
+) -> tuple[Progress, Curves]:
     """One update."""
     params, opt_state, memory = progress
-    rows_key, step_key = jax.random.split(key)
     gradient_key, after_key = jax.random.split(jax.random.fold_in(step_key, step))
     batch = draw(step, rows_key)
     grads, info, memory = learner.gradient(memory, params, batch, gradient_key)

@@ -43,7 +43,7 @@ def write_report(folder: Path | str) -> Path:
     summary = save_summary(folder, results)
     drawn = grids(summary)
     page = render(
-        name=config["experiment"],
+        name=config["experiment"].rsplit(".", 1)[-1],
         summary=summary,
         seeds=seeds(summary),
         tables={grid.title: grid for grid in drawn},

@@ -1,0 +1,188 @@
+"""Intervals against scipy and against their own promise; the summary against plain numpy."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+import scipy.stats
+
+from bptoolkit.runs import RunError, interval, load_summary, save_summary, summarise
+
+
+def row(summary, net="static", strategy="naive", scenario="class"):
+    wanted = (net, strategy, scenario)
+    return next(r for r in summary["rows"] if (r["net"], r["strategy"], r["scenario"]) == wanted)
+
+
+def of(results, name, net="static", strategy="naive", scenario="class"):
+    return results[name].sel(net=net, strategy=strategy, scenario=scenario).values.astype(np.float64)
+
+
+# the interval
+
+
+@pytest.mark.parametrize("n", [2, 3, 10, 1000])
+@pytest.mark.parametrize("level", [0.5, 0.95, 0.999])
+def test_the_interval_is_that_of_scipy(n, level):
+    values = np.random.default_rng(n).normal(3.0, 2.0, n)
+    mean, half = interval(values, level)
+    low, high = scipy.stats.t.interval(level, n - 1, values.mean(), scipy.stats.sem(values))
+    np.testing.assert_allclose([mean - half, mean + half], [low, high], rtol=1e-12)
+
+
+def test_the_interval_covers_the_truth_as_often_as_it_says():
+    """95 % of 4000 intervals of 4 values, within 4 standard errors; the normal quantile would cover far fewer."""
+    draws = np.random.default_rng(0).normal(1.0, 0.3, (4000, 4))
+    errors, halves = np.array([(abs(mean - 1.0), half) for mean, half in map(interval, draws)]).T
+    error = math.sqrt(0.95 * 0.05 / 4000)
+    assert abs(np.mean(errors <= halves) - 0.95) < 4 * error
+    normal = halves * scipy.stats.norm.ppf(0.975) / scipy.stats.t.ppf(0.975, 3)
+    assert np.mean(errors <= normal) < 0.95 - 4 * error
+
+
+def test_one_value_has_no_interval_and_none_has_no_mean():
+    mean, half = interval(np.array([0.5]))
+    assert mean == 0.5
+    assert math.isnan(half)
+    assert all(map(math.isnan, interval(np.array([]))))
+
+
+def test_a_nan_is_not_dropped_in_silence():
+    assert all(map(math.isnan, interval(np.array([0.1, np.nan, 0.3]))))
+
+
+# the summary
+
+
+def test_the_metrics_are_those_of_the_definitions(results):
+    """Sums written out over R[i, j], one seed at a time."""
+    R = of(results, "accuracy")[:, 1:]
+    T = R.shape[1]
+    by_hand = {
+        "average_accuracy": [sum(r[T - 1, j] for j in range(T)) / T for r in R],
+        "learning_accuracy": [sum(r[i, i] for i in range(T)) / T for r in R],
+        "forgetting": [
+            sum(max(r[i, j] for i in range(T - 1)) - r[T - 1, j] for j in range(T - 1)) / (T - 1) for r in R
+        ],
+        "backward_transfer": [sum(r[T - 1, i] - r[i, i] for i in range(T - 1)) / (T - 1) for r in R],
+    }
+    found = row(summarise(results))
+    for name, values in by_hand.items():
+        mean, half = interval(np.array(values))
+        assert found[name] == {
+            "mean": pytest.approx(mean, abs=1e-12),
+            "half_width": pytest.approx(half, abs=1e-12),
+            "n": 4,
+            "reason": None,
+        }
+
+
+def test_the_gap_is_train_minus_test_after_the_last_task(results):
+    gap = (of(results, "train_accuracy") - of(results, "accuracy"))[:, -1].mean(1)
+    found = row(summarise(results))["train_test_gap"]
+    assert (found["mean"], found["half_width"]) == pytest.approx(interval(gap))
+
+
+def test_settling_is_the_mean_over_tasks_then_seeds(results):
+    found = row(summarise(results), "recurrent", "ewc")["settling"]
+    for way, names in {"forward": ("settling_steps", "unconverged"), "backward": ("backward_steps", None)}.items():
+        steps = of(results, names[0], "recurrent", "ewc").mean(1)
+        assert (found[way]["steps"]["mean"], found[way]["steps"]["half_width"]) == pytest.approx(interval(steps))
+    assert found["forward"]["unconverged"]["mean"] == pytest.approx(0.02)
+    assert found["backward"]["unconverged"]["mean"] == 0
+
+
+def test_a_net_that_does_not_settle_has_no_settling(results):
+    assert row(summarise(results), "static")["settling"] is None
+
+
+def test_costs_are_those_of_the_net_the_strategy_and_the_scenario(results):
+    found = row(summarise(results), "recurrent", "replay", "domain")
+    assert found["parameters"] == 17510
+    assert found["flops"] == 812345
+    assert found["seconds"] == of(results, "seconds", "recurrent", "replay", "domain")
+
+
+def test_the_summary_is_plain_json_and_comes_back(tmp_path, results):
+    summary = save_summary(tmp_path, results)
+    assert load_summary(tmp_path) == summary == json.loads(json.dumps(summary, allow_nan=False))
+
+
+def test_the_order_of_axes_and_of_seeds_does_not_matter(results):
+    turned = results.transpose("on", "after", "seed", ...).isel(seed=[2, 0, 3, 1])
+    found, expected = row(summarise(turned)), row(summarise(results))
+    assert found["forgetting"]["mean"] == pytest.approx(expected["forgetting"]["mean"], abs=1e-12)
+    assert found["forgetting"]["half_width"] == pytest.approx(expected["forgetting"]["half_width"], abs=1e-12)
+
+
+def test_the_untrained_row_is_not_counted(results):
+    untrained = results.assign(accuracy=results["accuracy"].where(results["after"] > 0, 1.0))
+    assert summarise(untrained)["rows"][0] == summarise(results)["rows"][0]
+
+
+def test_what_was_not_run_is_named_and_has_no_row(results):
+    summary = summarise(results)
+    assert summary["not_run"] == [["recurrent", "joint", "domain"]]
+    assert len(summary["rows"]) == 2 * 4 * 2 - 1
+
+
+def test_a_seed_that_was_not_trained_to_the_end_is_not_counted(results):
+    """Two seeds stop after task 3: mean and interval are those of the other two, and the reason says so."""
+    stopped = (results["seed"] >= 12) & (results["after"] > 3)
+    cut = results.assign(accuracy=results["accuracy"].where(~stopped))
+    found = row(summarise(cut))
+    assert found["average_accuracy"] == row(summarise(results.isel(seed=[0, 1])))["average_accuracy"] | {
+        "reason": "2 of 4 seeds"
+    }
+    assert row(summarise(cut), "recurrent")["settling"]["forward"]["steps"]["n"] == 2
+
+
+def test_one_of_several_seeds_has_a_mean_and_the_reason_for_no_interval(results):
+    alone = row(summarise(results.assign(accuracy=results["accuracy"].where(results["seed"] == 10))))
+    assert alone["average_accuracy"]["mean"] is not None
+    assert alone["average_accuracy"]["half_width"] is None
+    assert alone["average_accuracy"]["reason"] == "1 of 4 seeds: no interval"
+
+
+def test_one_seed_has_a_mean_and_the_reason_for_no_interval(make):
+    found = row(summarise(make(seeds=1)))["average_accuracy"]
+    assert found["mean"] is not None
+    assert (found["half_width"], found["reason"]) == (None, "one seed: no interval")
+
+
+def test_one_task_has_no_forgetting_and_the_reason(make):
+    found = row(summarise(make(tasks=1)))
+    for name in ("forgetting", "backward_transfer"):
+        assert (found[name]["mean"], found[name]["half_width"], found[name]["n"]) == (None, None, 0)
+        assert "one task" in found[name]["reason"]
+    assert found["average_accuracy"]["mean"] is not None
+
+
+def test_results_without_the_optional_variables_say_not_measured(results):
+    found = row(summarise(results[["accuracy"]]))
+    assert found["train_test_gap"]["reason"] == "not measured"
+    assert found["settling"] is None
+    assert found["parameters"] is None
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"), [(0.1, {"class": 0.1, "domain": 0.1}), ([0.1, 0.5], {"class": 0.1, "domain": 0.5})]
+)
+def test_chance_is_one_number_or_one_for_each_scenario(results, given, expected):
+    assert summarise(results.assign_attrs(chance=given))["chance"] == expected
+
+
+def test_unknown_chance_is_null(results):
+    del results.attrs["chance"]
+    assert summarise(results)["chance"] == {"class": None, "domain": None}
+
+
+def test_chance_of_another_length_is_refused(results):
+    with pytest.raises(ValueError, match=r"one for each of \['class', 'domain'\], got 3"):
+        summarise(results.assign_attrs(chance=[0.1, 0.2, 0.3]))
+
+
+def test_a_missing_summary_is_one_sentence(tmp_path):
+    with pytest.raises(RunError, match=r"summary\.json must be a JSON file"):
+        load_summary(tmp_path)
