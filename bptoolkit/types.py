@@ -49,7 +49,7 @@ class Settling(NamedTuple):
     """How one relaxation ended, without its state; one number each, or one per row under `vmap`."""
 
     steps: Int[Array, "*b"]
-    residual: Float[Array, "*b"]  # norm of z − f(z), over the norm of z
+    residual: Float[Array, "*b"]  # norm of z − f(z)
     rate: Float[Array, "*b"]  # estimated contraction per step
     status: Int[Array, "*b"]  # a `fixed_point.Status`
 

@@ -18,6 +18,7 @@ class Config(Grid):
 
     hidden: tuple[int, ...] = (400, 400)
     units: int = 400
+    steps: int = 100
     batch: int = 128
     rate: float = 1e-3
     per_class: int = 100

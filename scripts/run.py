@@ -1,8 +1,8 @@
 """Run an experiment over many seeds, and keep what came out.
 
-    python scripts/run.py --list                        all experiments, with their question
-    python scripts/run.py split_digits --seeds 10       run one
-    python scripts/run.py split_digits --help           all its flags
+python scripts/run.py --list                        all experiments, with their question
+python scripts/run.py split_digits --seeds 10       run one
+python scripts/run.py split_digits --help           all its flags
 """
 
 import ast

@@ -46,8 +46,9 @@ class Experiment:
     def build(self, hyper: Hyper) -> tuple[Learner, optax.GradientTransformation]:
         """The learner and the optimiser for these numbers."""
         learner = self.learner if isinstance(self.learner, Learner) else self.learner(hyper)
-        made = isinstance(self.optimizer, tuple)  # a GradientTransformation is a pair of functions
-        return learner, self.optimizer if made else self.optimizer(hyper)
+        if isinstance(self.optimizer, optax.GradientTransformation):
+            return learner, self.optimizer
+        return learner, self.optimizer(hyper)
 
 
 @dataclass(frozen=True)
@@ -98,4 +99,4 @@ class Result:
     @property
     def unconverged(self) -> np.ndarray:
         """(S, T): share of forward settlings in training that did not converge; NaN for nets that do not settle."""
-        return self.curves.unconverged.mean(-1)
+        return np.asarray(self.curves.unconverged).mean(-1)

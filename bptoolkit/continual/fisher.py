@@ -20,7 +20,7 @@ from bptoolkit.learning.attribution import through_layers
 from bptoolkit.learning.learner import Task
 from bptoolkit.learning.losses import probabilities
 from bptoolkit.learning.sampling import shuffled
-from bptoolkit.types import Batch, Key, Model, Params
+from bptoolkit.types import Batch, Key, Layer, Model, Params
 
 __all__ = ["FisherKind", "fisher", "fisher_of_task"]
 
@@ -36,7 +36,7 @@ def fisher(model: Model, params: Params, batch: Batch, key: Key, kind: FisherKin
     """
     keys = jax.random.split(key, len(batch.x))
     if model.layers is not None and all(layer.dense for layer in model.layers):
-        return _by_products(model, params, batch, keys, kind)
+        return _by_products(model.layers, params, batch, keys, kind)
     rows = jax.vmap(lambda row, key: _of_row(model, params, row, key, kind))(batch, keys)
     return jax.tree.map(lambda f: jnp.tensordot(batch.weight, f, 1), rows)
 
@@ -50,14 +50,18 @@ def fisher_of_task(model: Model, params: Params, task: Task, key: Key, kind: Fis
     order_key, label_key = jax.random.split(key)
     chunks = -(-wanted // CHUNK)
 
-    def add_chunk(total, i):
-        place = i * CHUNK + jnp.arange(CHUNK, dtype=jnp.int32)
-        counts = (place < wanted) & (place < task.count)
-        batch = task.rows(shuffled(order_key, jnp.minimum(place, task.count - 1), task.count))
+    place = jnp.arange(chunks * CHUNK, dtype=jnp.int32).reshape(chunks, CHUNK)
+    order = shuffled(order_key, jnp.minimum(place, task.count - 1), task.count)
+    counts = (place < wanted) & (place < task.count)
+
+    def add_chunk(total, chunk):
+        i, order, counts = chunk
+        batch = task.rows(order)
         batch = batch._replace(weight=counts.astype(batch.weight.dtype))
         return trees.add(total, fisher(model, params, batch, jax.random.fold_in(label_key, i), kind)), None
 
-    total = lax.scan(add_chunk, trees.zeros_like(params), jnp.arange(chunks, dtype=jnp.int32))[0]
+    numbers = jnp.arange(chunks, dtype=jnp.int32)
+    total = lax.scan(add_chunk, trees.zeros_like(params), (numbers, order, counts))[0]
     rows = jnp.minimum(jnp.int32(wanted), task.count)
     return jax.tree.map(lambda f: f / jnp.maximum(rows, 1).astype(f.dtype), total)
 
@@ -71,7 +75,7 @@ def check_kind(kind: str) -> None:
 def _label_weights(logits: Float[Array, "k"], row: Batch, key: Key, kind: FisherKind) -> Float[Array, "k"]:
     """How much each label counts: p, a one-hot draw from p, or the row's target."""
     if kind == "empirical":
-        return row.target
+        return jnp.where(row.active, row.target, 0)
     p = probabilities(logits, row.active)
     if kind == "exact":
         return p
@@ -98,12 +102,12 @@ def _of_row(model: Model, params: Params, row: Batch, key: Key, kind: FisherKind
     return lax.scan(add_label, trees.zeros_like(params), labels)[0]
 
 
-def _by_products(model: Model, params: Params, batch: Batch, keys: Key, kind: FisherKind) -> Params:
+def _by_products(layers: tuple[Layer, ...], params: Params, batch: Batch, keys: Key, kind: FisherKind) -> Params:
     """One product per layer, from activities and squared errors."""
 
     def of_row(row: Batch, key: Key):
         sweep = lambda label: through_layers(
-            model.layers, params, row.x, lambda logits: (logits[0], _score(logits, row, label))
+            layers, params, row.x, lambda logits: (logits[0], _score(logits, row, label))
         )
         labels = jnp.arange(row.target.shape[0], dtype=jnp.int32)
         found = sweep(labels[0])

@@ -212,7 +212,7 @@ def _whole(dataset: Dataset, tasks: int, scenario: Scenario, transform: Callable
             View(jnp.broadcast_to(jnp.arange(n, dtype=jnp.int32), (tasks, n)), jnp.full((tasks,), n, jnp.int32))
             for n in sizes
         ]
-        return Indices(*views, output, slot, active, **transform(key))
+        return Indices(views[0], views[1], output, slot, active, **transform(key))
 
     return Stream(dataset, tasks, classes, sizes[0], draw, sizes[1], classes, outputs, scenario)
 

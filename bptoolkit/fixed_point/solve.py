@@ -117,25 +117,29 @@ def solve(f: Callable[[State], State], z0: State, solver: Solver | None = None, 
     """
     solver = optax.with_extra_args_support(picard() if solver is None else solver)
     check_map(f, z0)
-    stop = settled_dtypes(stop, z0)
+    rule = settled_dtypes(stop, z0)
     path = lax.while_loop(
-        lambda path: path.status == RUNNING, lambda path: advance(f, solver, stop, path), begin(f, z0, solver, stop)
+        lambda path: path.status == RUNNING, lambda path: advance(f, solver, rule, path), begin(f, z0, solver, rule)
     )
     return report(path)
 
 
-def begin(f: Callable[[State], State], z0: State, solver: Solver, stop: Stop) -> Path:
+def begin(f: Callable[[State], State], z0: State, solver: Solver, stop: "Rule") -> Path:
     """The path at z0, its residual certified."""
     r = trees.subtract(z0, f(z0))
     size = norm(r)
     zero, one, none = jnp.zeros_like(size), jnp.ones_like(size), jnp.int32(0)
     status = _first_that_holds(
-        {Status.NONFINITE: ~jnp.isfinite(size), Status.CONVERGED: size == 0, Status.MAX_STEPS: stop.max_steps <= 0}
+        {
+            Status.NONFINITE: ~jnp.isfinite(size),
+            Status.CONVERGED: size == 0,
+            Status.MAX_STEPS: jnp.less_equal(stop.max_steps, 0),
+        }
     )
     return Path(z0, r, solver.init(z0), none, size, size, one, zero, none, none, none, status)
 
 
-def advance(f: Callable[[State], State], solver: Solver, stop: Stop, path: Path) -> Path:
+def advance(f: Callable[[State], State], solver: Solver, stop: "Rule", path: Path) -> Path:
     """One update, one evaluation of f, one judgement."""
     update, memory = solver.update(path.r, path.memory, path.z, f=f)
     z = jax.tree.map(jnp.add, path.z, update)
@@ -182,11 +186,19 @@ def norm(tree: State) -> Float[Array, ""]:
     return jnp.sqrt(sum(s.astype(_judge(tree)) for s in squares))
 
 
-def settled_dtypes(stop: Stop, z: State) -> Stop:
+class Rule(NamedTuple):
+    """A `Stop` in fixed dtypes."""
+
+    rtol: Float[Array, ""]
+    atol: Float[Array, ""]
+    max_steps: Int[Array, ""]
+
+
+def settled_dtypes(stop: Stop, z: State) -> Rule:
     """The same rule in fixed dtypes, so that another value never means another program."""
     dtype = _judge(z)
     rtol = _honoured(z) if stop.rtol is None else stop.rtol
-    return Stop(jnp.asarray(rtol, dtype), jnp.asarray(stop.atol, dtype), jnp.asarray(stop.max_steps, jnp.int32))
+    return Rule(jnp.asarray(rtol, dtype), jnp.asarray(stop.atol, dtype), jnp.asarray(stop.max_steps, jnp.int32))
 
 
 def check_map(f: Callable[[State], State], z0: State) -> None:

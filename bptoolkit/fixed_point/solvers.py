@@ -50,11 +50,11 @@ def relaxation(dt: Float[Array, ""] | float = 0.5) -> Solver:
     if isinstance(dt, int | float) and not dt > 0:
         raise ValueError(f"dt must be positive, got {dt}. Take dt in (0, 1]; 1 is plain iteration.")
 
-    def update(residual, state, z=None, **extra):
-        del z, extra
-        return jax.tree.map(lambda r: -jnp.asarray(dt, r.dtype) * r, residual), state
+    def update(updates, state, params=None, **extra):  # optax's names: the residual, nothing, and z
+        del params, extra
+        return jax.tree.map(lambda r: -jnp.asarray(dt, r.dtype) * r, updates), state
 
-    return optax.GradientTransformationExtraArgs(lambda z: optax.EmptyState(), update)
+    return optax.GradientTransformationExtraArgs(lambda params: optax.EmptyState(), update)
 
 
 class History(NamedTuple):
@@ -81,15 +81,15 @@ def anderson(depth: int = 5, ridge: float = 1e-8) -> Solver:
     if depth < 1:
         raise ValueError(f"depth must be at least 1, got {depth}. Take 5; 1 is plain iteration.")
 
-    def init(z: PyTree) -> History:
-        flat = ravel_pytree(z)[0]
+    def init(params: PyTree) -> History:
+        flat = ravel_pytree(params)[0]
         rows = jnp.zeros((depth, *flat.shape), flat.dtype)
         return History(rows, rows, jnp.zeros((depth, depth), flat.dtype), jnp.int32(0))
 
-    def update(residual: PyTree, past: History, z: PyTree = None, **extra) -> tuple[PyTree, History]:
-        del extra
-        flat, unravel = ravel_pytree(z)
-        past = _remember(past, flat, ravel_pytree(residual)[0])
+    def update(updates: PyTree, state: PyTree, params: PyTree = None, **extra) -> tuple[PyTree, History]:
+        del extra  # optax's names: the residual, the history, and z
+        flat, unravel = ravel_pytree(params)
+        past = _remember(state, flat, ravel_pytree(updates)[0])
         w = _mixing_weights(past, ridge)
         return unravel(w @ (past.z - past.r) - flat), past  # f(z_i) = z_i − r_i
 

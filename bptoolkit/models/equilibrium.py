@@ -6,7 +6,6 @@ from jaxtyping import Array, Float
 
 from bptoolkit import trees
 from bptoolkit.fixed_point import Relaxation, Solution, implicit
-from bptoolkit.fixed_point.solve import norm
 from bptoolkit.types import Cell, Info, Model, Params, PyTree, Settling
 
 __all__ = ["equilibrium", "settling"]
@@ -46,10 +45,8 @@ def equilibrium(cell: Cell, relax: Relaxation | None = None) -> Model:
 
 
 def settling(solution: Solution) -> Settling:
-    """The report of a relaxation, its residual relative to the size of the state."""
-    size = norm(solution.value)
-    relative = solution.residual / jnp.maximum(size, jnp.finfo(size.dtype).tiny)
-    return Settling(solution.steps, relative, solution.rate, solution.status)
+    """The report of a relaxation, without its state."""
+    return Settling(solution.steps, solution.residual, solution.rate, solution.status)
 
 
 def _check_step(cell: Cell, params: Params, x: Float[Array, "*d"]) -> None:

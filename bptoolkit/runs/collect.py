@@ -40,7 +40,7 @@ def collect(results: Mapping[str, Result], question: str, chance: Mapping[str, f
         if len(labels) != len(CELL):
             raise ValueError(f'An experiment must be named "net/strategy/scenario", got {name!r}.')
         cells.append(_cell(result).expand_dims({axis: [label] for axis, label in zip(CELL, labels, strict=True)}))
-    whole = xarray.combine_by_coords(cells, combine_attrs="drop_conflicts")
+    whole = xarray.merge(cells, join="outer", compat="no_conflicts", combine_attrs="drop_conflicts")
     order = {axis: _in_order(results, i) for i, axis in enumerate(CELL)}
     whole = whole.reindex(order)
     levels = [float(chance[name]) for name in order["scenario"]]

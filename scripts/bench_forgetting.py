@@ -1,0 +1,152 @@
+"""Time the runner against the bare matrix products of the same shapes, in one run; prints JSON.
+
+    python scripts/bench_forgetting.py                        (about two minutes on 2 cores)
+    python scripts/bench_forgetting.py --steps 2000           the whole protocol of van de Ven et al. (2022)
+
+split_mnist   784-400-400-10, batch 128, Adam, 5 tasks, class-incremental: seconds per seed, steps per second, and the
+              ratio of a step to its eight products.  Without the images, random pixels of the same shapes are used.
+small         64-100-10, batch 32: microseconds per step and seed for 1, 10 and 50 seeds, by layout.
+settling      the same for 57 rate units, 10 seeds.
+
+This machine may be shared: every figure is a median, products and training take turns, and the load is recorded.
+"""
+
+import dataclasses
+import itertools
+import json
+import os
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import optax
+import tyro
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from bptoolkit import continual as cl
+from bptoolkit import data, learning, models
+from bptoolkit import fixed_point as fp
+from bptoolkit.data import as_pixels, gaussian_classes
+from bptoolkit.runs.devices import prepare
+from bptoolkit.types import Dataset
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """What to time."""
+
+    steps: int = 200  # per task, of the MNIST net
+    repeats: int = 3  # the median is reported
+    devices: int | None = None  # CPU devices; one per core if left out
+    small_steps: int = 200  # per task, of the small nets
+
+
+def main(options: Options) -> None:
+    prepare(jax.config, options.devices)
+    images, source = mnist()
+    report = {
+        "load_before": os.getloadavg(),
+        "devices": [str(d) for d in jax.devices()],
+        "jax": jax.__version__,
+        "split_mnist": {"data": source} | split_mnist(images, options),
+        "small": small(options),
+        "settling": settling(options),
+        "load_after": os.getloadavg(),
+    }
+    print(json.dumps(report, indent=2))
+
+
+def split_mnist(images: Dataset, options: Options) -> dict:
+    sizes, batch = (784, 400, 400, 10), 128
+    stream = cl.split(images, classes_per_task=2)
+    experiment = cl.Experiment(stream, learning.backprop(models.mlp(*sizes)), optax.adam(1e-3), options.steps, batch)
+    products = bare_products(sizes, batch, options.steps * stream.tasks)
+    costs, bare = [], []
+    for _ in range(options.repeats):
+        bare.append(seconds(products))
+        costs.append(cl.run(experiment, jax.random.key(0), seeds=1).cost)
+    train = [cost.seconds for cost in costs]
+    updates = options.steps * stream.tasks
+    return {
+        "updates": updates,
+        "seconds_per_seed": float(np.median(train)),
+        "steps_per_second": updates / float(np.median(train)),
+        "products_seconds": float(np.median(bare)),
+        "ratio": float(np.median(np.array(train) / np.array(bare))),
+        "peak_bytes": costs[0].peak_bytes,
+        "layout": costs[0].layout,
+    }
+
+
+def bare_products(sizes: tuple[int, ...], batch: int, steps: int):
+    """The forward, weight-gradient and input-gradient products of `steps` updates, and nothing else."""
+    key = jax.random.key(0)
+    weights = [jax.random.normal(key, shape) / shape[0] ** 0.5 for shape in itertools.pairwise(sizes)]
+    x = jax.random.normal(key, (batch, sizes[0]))
+
+    def step(weights, _):
+        h = [x]
+        for w in weights:
+            h.append(h[-1] @ w)
+        delta, moved = h[-1], []
+        for i, w in reversed(list(enumerate(weights))):
+            moved.insert(0, w - 1e-9 * (h[i].T @ delta))  # the product is used, so it is made
+            delta = delta @ w.T if i else delta
+        return moved, None
+
+    run = jax.jit(lambda weights: jax.lax.scan(step, weights, length=steps)[0])
+    jax.block_until_ready(run(weights))
+    return lambda: jax.block_until_ready(run(weights))
+
+
+def small(options: Options) -> list[dict]:
+    return [
+        timed(models.mlp(64, 100, 10), seeds, layout, options) for seeds in (1, 10, 50) for layout in layouts(seeds)
+    ]
+
+
+def settling(options: Options) -> list[dict]:
+    stop = fp.Stop(rtol=1e-3, max_steps=60)
+    relax = fp.implicit(fp.picard(), fp.almeida_pineda(stop=stop), stop)
+    model = models.equilibrium(models.rate_cell(64, 57, 10, activation=models.activations.sigmoid), relax)
+    return [timed(model, 10, layout, options) for layout in layouts(10)]
+
+
+def layouts(seeds: int) -> list[cl.Layout]:
+    """On one device, and on all; stacked or in turn."""
+    counts = sorted({1, min(seeds, len(jax.devices()))})
+    return [cl.Layout(devices, stacked) for devices in counts for stacked in (True, False)]
+
+
+def timed(model, seeds: int, layout: cl.Layout, options: Options) -> dict:
+    stream = cl.split(data.digits(), classes_per_task=2)
+    experiment = cl.Experiment(stream, learning.backprop(model), optax.adam(1e-3), options.small_steps, 32)
+    took = [cl.run(experiment, jax.random.key(0), seeds, layout=layout).cost for _ in range(options.repeats)]
+    chosen = cl.choose_layout(seeds, len(jax.devices()), took[0].parameters, model.cell is not None)
+    micro = float(np.median([c.seconds for c in took])) * 1e6 / (took[0].steps * seeds)
+    return {
+        "seeds": seeds,
+        "layout": str(layout),
+        "microseconds_per_step_and_seed": round(micro, 2),
+        "runner_chooses_it": layout == chosen,
+    }
+
+
+def mnist() -> tuple[Dataset, str]:
+    if data.available("mnist"):
+        return data.mnist(), "mnist"
+    dataset = gaussian_classes(jax.random.key(0), 10, 6000, 784)
+    return as_pixels(dataset), "random pixels"
+
+
+def seconds(function) -> float:
+    began = time.perf_counter()
+    function()
+    return time.perf_counter() - began
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Options, description=__doc__))

@@ -1,0 +1,46 @@
+"""What a new user copies first has to work as it stands: the README's example, and the docs' example of a strategy."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import chex
+import jax
+import jax.numpy as jnp
+import pytest
+
+from bptoolkit import data, learning, models
+from bptoolkit.learning.learner import rows_of
+
+ROOT = Path(__file__).parents[1]
+
+
+def first_example(page: str) -> str:
+    found = re.search(r"^```python\n(.*?)^```", (ROOT / page).read_text("utf-8"), re.MULTILINE | re.DOTALL)
+    assert found is not None, f"{page} has no ```python block."
+    return found[1]
+
+
+@pytest.mark.slow
+def test_the_first_example_of_the_readme_runs_from_an_empty_folder(tmp_path):
+    """It prints one line for each of its nets, which begins with the net's name."""
+    example = first_example("README.md")
+    (tmp_path / "example.py").write_text(example, "utf-8")
+    ran = subprocess.run([sys.executable, "example.py"], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stderr
+    names = re.findall(r'^(?:nets = {)?\s*"(\w+)":', example, re.MULTILINE)
+    assert names
+    assert re.findall(r"^[a-z]+", ran.stdout, re.MULTILINE) == names
+
+
+def test_the_strategy_in_the_docs_adds_what_it_says(key):
+    """∂/∂θ of ½ s ‖θ‖² is s θ, on top of the learner's own gradient."""
+    names = {}
+    exec(first_example("docs/index.md"), names)
+    plain = learning.backprop(models.mlp(4, 3))
+    params = plain.model.init(key)
+    made = data.gaussian_classes(jax.random.key(1), classes=3, rows=2, features=4)
+    batch = rows_of(made.train.x, made.train.y, 3, 1.0)
+    grads = [learner.gradient((), params, batch, key)[0] for learner in (plain, names["weight_decay"](0.5)(plain))]
+    chex.assert_trees_all_close(grads[1], jax.tree.map(lambda g, p: g + jnp.asarray(0.5) * p, grads[0], params))
