@@ -30,6 +30,7 @@ from bptoolkit.runs.collect import collect  # noqa: E402
 from bptoolkit.runs.devices import prepare  # noqa: E402
 
 EXPERIMENTS = ROOT / "experiments"
+WIDTH = 110  # of tables that go to a file or a pipe
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,13 +47,16 @@ class Options:
 
 def main(arguments: list[str]) -> int:
     console = Console()
+    if not console.is_terminal:
+        console = Console(width=WIDTH)
     try:
         name, question = choose(arguments)
         if name is None:
-            console.print(question, highlight=False)
+            console.print(question, highlight=False, soft_wrap=True)
             return 0
         module = importlib.import_module(f"experiments.{name}")
         config, options = parse(name, question, module, arguments[1:])
+        check_options(options)
         prepare(jax.config, options.devices)
         return execute(console, name, question, module, config, options)
     except (ValueError, FileNotFoundError, runs.RunError) as error:
@@ -97,6 +101,13 @@ def parse(name: str, question: str, module: Any, arguments: list[str]) -> tuple[
     return flags.config, flags.options
 
 
+def check_options(options: Options) -> None:
+    """Raise unless there is something to run, and to run it on."""
+    for name, value in (("seeds", options.seeds), ("devices", 1 if options.devices is None else options.devices)):
+        if value < 1:
+            raise ValueError(f"--{name} must be at least 1, got {value}.")
+
+
 def execute(console: Console, name: str, question: str, module: Any, config: Any, options: Options) -> int:
     """Run all combinations, unless this very run is there already; print the table."""
     record = {
@@ -106,8 +117,8 @@ def execute(console: Console, name: str, question: str, module: Any, config: Any
         "key": options.key,
     }
     experiments = module.define(config)  # refuses what cannot run before anything is written
-    if options.seeds < 1:
-        raise ValueError(f"--seeds must be at least 1, got {options.seeds}.")
+    for experiment in experiments.values():
+        experiment.check()
     run = runs.open_run(options.runs / runs.run_name(record), record, again=options.again)
     if run.found:
         console.print(f"This run is already in {run.folder} (--again repeats it).", soft_wrap=True)

@@ -1,6 +1,7 @@
 """What a new user copies first has to work as it stands: the README's example, and the docs' example of a strategy."""
 
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -44,3 +45,18 @@ def test_the_strategy_in_the_docs_adds_what_it_says(key):
     batch = rows_of(made.train.x, made.train.y, 3, 1.0)
     grads = [learner.gradient((), params, batch, key)[0] for learner in (plain, names["weight_decay"](0.5)(plain))]
     chex.assert_trees_all_close(grads[1], jax.tree.map(lambda g, p: g + jnp.asarray(0.5) * p, grads[0], params))
+
+
+@pytest.mark.parametrize("stale", [False, True])
+def test_the_tables_of_the_readme_are_those_of_the_committed_results(stale, tmp_path):
+    """The check passes on the page as it is, and fails on one with a figure changed."""
+    for part in ("README.md", "scripts/readme.py", "experiments/results"):
+        source, copy = ROOT / part, tmp_path / part
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copytree(source, copy) if source.is_dir() else shutil.copy(source, copy)
+    if stale:
+        page = (tmp_path / "README.md").read_text("utf-8")
+        (tmp_path / "README.md").write_text(page.replace("| 7,510 |", "| 7,511 |", 1), "utf-8")
+    command = [sys.executable, "scripts/readme.py", "--check"]
+    ran = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert ran.returncode == int(stale), ran.stderr

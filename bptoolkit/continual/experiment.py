@@ -4,12 +4,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
+import jax
 import numpy as np
 import optax
 
-from bptoolkit.continual.streams import Stream
+from bptoolkit.continual.streams import Stream, spec
 from bptoolkit.learning.fit import Curves, check_budget
-from bptoolkit.learning.learner import Learner
+from bptoolkit.learning.learner import Learner, check_outputs
 from bptoolkit.types import Params
 
 __all__ = ["Cost", "Experiment", "Result"]
@@ -42,6 +43,12 @@ class Experiment:
 
     def __post_init__(self):
         check_budget(self.steps, 1 if self.batch is None else self.batch)
+
+    def check(self) -> None:
+        """Raise, before anything is compiled, where learner or stream cannot work with these numbers."""
+        learner, _ = self.build(self.hyper)
+        params = jax.eval_shape(learner.model.init, jax.random.key(0))
+        check_outputs(learner.model, params, spec(self.stream).example)
 
     def build(self, hyper: Hyper) -> tuple[Learner, optax.GradientTransformation]:
         """The learner and the optimiser for these numbers."""

@@ -127,7 +127,7 @@ def _train(experiment: Experiment, chunk: int, seeds: Seeds, progress: Progress,
     batch = stream.rows_max if experiment.batch is None else experiment.batch
 
     def draw(step: Int[Array, ""], key: Key) -> Batch:
-        place, counted = positions(key, step, jnp.sum(counts), batch, experiment.replacement)
+        place, counted = positions(key, step, jnp.sum(counts, dtype=jnp.int32), batch, experiment.replacement)
         return _at(stream, rows, seeds.indices, seeds.indices.train, counts, place, counted)
 
     restart = experiment.reset_optimizer & (first == 0)

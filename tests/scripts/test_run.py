@@ -1,0 +1,114 @@
+"""The command line: what it runs, what it keeps, and what bad input gets."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from bptoolkit import runs
+
+ROOT = Path(__file__).parents[2]
+TINY = ["--steps", "2", "--seeds", "2", "--nets", "static", "--strategies", "naive", "--quiet"]
+
+
+@pytest.fixture(scope="module")
+def command(tmp_path_factory):
+    """Runs scripts/run.py from an empty folder, with a cache of compiled programs shared by these tests."""
+    cache = tmp_path_factory.mktemp("cache")
+
+    def call(*arguments, cwd, **variables):
+        environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": str(cache), "COLUMNS": "200"} | variables
+        line = [sys.executable, str(ROOT / "scripts" / "run.py"), *map(str, arguments)]
+        return subprocess.run(line, cwd=cwd, env=environment, capture_output=True, text=True, check=False)
+
+    return call
+
+
+def test_list_names_every_experiment_with_its_question(command, tmp_path):
+    ran = command("--list", cwd=tmp_path)
+    assert ran.returncode == 0
+    lines = dict(line.split(maxsplit=1) for line in ran.stdout.splitlines() if line[:1].isalpha())
+    assert set(lines) >= {"split_digits", "split_mnist", "split_fashion"}
+    assert "grid" not in lines
+    assert all("?" in question for question in lines.values())
+
+
+def test_help_shows_the_fields_of_the_experiment_and_of_the_run(command, tmp_path):
+    ran = command("split_digits", "--help", cwd=tmp_path)
+    assert ran.returncode == 0
+    assert all(flag in ran.stdout for flag in ("--scenario", "--strength", "--units", "--seeds", "--again"))
+
+
+@pytest.mark.slow
+def test_a_run_is_kept_found_again_and_repeats_bit_for_bit(command, tmp_path):
+    first = command("split_digits", *TINY, cwd=tmp_path)
+    assert first.returncode == 0, first.stderr
+    (folder,) = (tmp_path / "runs").iterdir()
+    kept = {path.name for path in folder.iterdir()}
+    assert kept == {"config.json", "environment.json", "results.nc", "summary.json", "figures", "report.html"}
+    results = runs.load_results(folder)
+    assert results["accuracy"].dims == ("net", "strategy", "scenario", "seed", "after", "on")
+    assert results["accuracy"].shape == (1, 1, 1, 2, 6, 5)
+    assert json.loads((folder / "environment.json").read_text())["state"] == "finished"
+
+    found = command("split_digits", *TINY, cwd=tmp_path)
+    assert found.returncode == 0
+    assert "already" in found.stdout
+
+    assert command("split_digits", *TINY, "--again", cwd=tmp_path).returncode == 0
+    repeated = runs.load_results(folder)
+    for name in ("accuracy", "train_accuracy", "loss"):
+        np.testing.assert_array_equal(results[name].values, repeated[name].values)
+
+
+BAD = {
+    "unknown name": (["split_digit"], "Nearest: split_digits"),
+    "no seeds": (["split_digits", "--seeds", "0"], "--seeds must be at least 1"),
+    "negative strength": (["split_digits", "--strength", "-1"], "strength must be at least 0"),
+    "no steps": (["split_digits", "--steps", "0"], "steps must be a whole number of at least 1"),
+    "too many classes": (["split_digits", "--classes-per-task", "11"], "classes_per_task must be in 1 … 10"),
+    "no replay rows": (["split_digits", "--per-class", "0"], "per_class must be at least 1"),
+    "no units": (["split_digits", "--units", "0"], "sizes of one or more"),
+    "no devices": (["split_digits", "--devices", "0"], "--devices must be at least 1"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_gets_one_sentence_and_leaves_nothing(case, command, tmp_path):
+    arguments, sentence = BAD[case]
+    ran = command(*arguments, "--quiet", cwd=tmp_path)
+    assert ran.returncode == 2
+    assert sentence in ran.stderr
+    assert "Traceback" not in ran.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_wrong_flag_is_refused(command, tmp_path):
+    ran = command("split_digits", "--sedes", "3", cwd=tmp_path)
+    assert ran.returncode == 2
+    assert "--seeds" in ran.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_folder_that_cannot_be_made_is_refused(command, tmp_path):
+    (tmp_path / "runs").write_text("a file")
+    ran = command("split_digits", *TINY, cwd=tmp_path)
+    assert ran.returncode == 2
+    assert "Traceback" not in ran.stderr
+    assert (tmp_path / "runs").read_text() == "a file"
+
+
+def test_missing_data_are_refused_before_anything_is_written(command, tmp_path):
+    """A file that is there but wrong is never passed over."""
+    folder = tmp_path / "data" / "mnist"
+    folder.mkdir(parents=True)
+    (folder / "train-images-idx3-ubyte").write_bytes(b"\x00\x00\x08\x03")
+    ran = command("split_mnist", cwd=tmp_path, BPTOOLKIT_DATA=str(tmp_path / "data"))
+    assert ran.returncode == 2
+    assert "train-images-idx3-ubyte" in ran.stderr
+    assert "Traceback" not in ran.stderr
+    assert not (tmp_path / "runs").exists()
