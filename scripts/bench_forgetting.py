@@ -7,6 +7,7 @@ split_mnist   784-400-400-10, batch 128, Adam, 5 tasks, class-incremental: secon
               ratio of a step to its eight products.  Without the images, random pixels of the same shapes are used.
 small         64-100-10, batch 32: microseconds per step and seed for 1, 10 and 50 seeds, by layout.
 settling      the same for 57 rate units, 10 seeds.
+memory        peak resident memory of the process after 20 seeds of the MNIST net, one copy of the images on a device.
 
 This machine may be shared: every figure is a median, products and training take turns, and the load is recorded.
 """
@@ -15,6 +16,7 @@ import dataclasses
 import itertools
 import json
 import os
+import resource
 import sys
 import time
 from pathlib import Path
@@ -51,6 +53,7 @@ def main(options: Options) -> None:
         "load_before": os.getloadavg(),
         "devices": [str(d) for d in jax.devices()],
         "jax": jax.__version__,
+        "memory": memory(images),
         "split_mnist": {"data": source} | split_mnist(images, options),
         "small": small(options),
         "settling": settling(options),
@@ -79,6 +82,15 @@ def split_mnist(images: Dataset, options: Options) -> dict:
         "peak_bytes": costs[0].peak_bytes,
         "layout": costs[0].layout,
     }
+
+
+def memory(images: Dataset) -> dict:
+    """Comes first: the peak is that of the whole process so far."""
+    stream = cl.split(images, classes_per_task=2)
+    experiment = cl.Experiment(stream, learning.backprop(models.mlp(784, 400, 400, 10)), optax.adam(1e-3), 5)
+    result = cl.run(experiment, jax.random.key(0), seeds=20)
+    kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return {"seeds": 20, "peak_resident_mib": round(kib / 1024), "layout": result.cost.layout}
 
 
 def bare_products(sizes: tuple[int, ...], batch: int, steps: int):

@@ -1,0 +1,273 @@
+"""The runner: what it computes against loops written out, and that a seed's result is its own."""
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from bptoolkit import continual as cl
+from bptoolkit import data, learning
+from bptoolkit.continual.programs import Layout, Programs
+from bptoolkit.models import equilibrium, mlp, rate_cell
+
+MODEL = mlp(4, 5, 6)
+RATE, MOMENTUM, STEPS = 0.2, 0.8, 8
+ROWS = (5, 7, 2, 6, 4, 5)
+TASKS = [(0, 1), (2, 3), (4, 5)]  # as `shuffle=False` deals them
+STACKED, IN_TURN = Layout(1, True), Layout(1, False)
+
+
+@pytest.fixture(scope="module")
+def clouds():
+    return data.gaussian_classes(jax.random.key(1), 6, ROWS, 4, spread=0.7, test_rows=8)
+
+
+def experiment(clouds, model=MODEL, learner=None, **changes):
+    options = {"steps": STEPS, "batch": 4} | changes
+    learner = learning.backprop(model) if learner is None else learner
+    return cl.Experiment(cl.split(clouds, 2), learner, optax.sgd(RATE, MOMENTUM), **options)
+
+
+@pytest.fixture(scope="module")
+def recorded(clouds):
+    """Four seeds, and what the hooks saw."""
+    states, moments, progress = [], [], []
+    result = cl.run(
+        experiment(clouds),
+        jax.random.key(0),
+        seeds=4,
+        on_task=lambda moment, state: (moments.append(moment), states.append(state)),
+        on_progress=progress.append,
+        layout=STACKED,
+    )
+    return result, states, moments, progress
+
+
+def same(one, other, atol=0.0):
+    """All that training decides is alike; cost is time."""
+    for name in ("accuracy", "train_accuracy", "untrained", "untrained_train", "finite"):
+        np.testing.assert_array_equal(getattr(one, name), getattr(other, name), err_msg=name)
+    chex.assert_trees_all_close(one.params, other.params, atol=atol, rtol=0)
+    chex.assert_trees_all_close(one.curves.loss, other.curves.loss, atol=atol, rtol=0)
+
+
+def weights(result, place):
+    return jax.tree.map(lambda leaf: leaf[place], result.params)
+
+
+def test_the_same_command_twice_is_bit_identical(clouds, recorded):
+    same(cl.run(experiment(clouds), jax.random.key(0), seeds=4, layout=STACKED), recorded[0])
+
+
+def test_a_seed_alone_is_the_seed_in_a_batch(clouds, recorded):
+    alone, batch = cl.run(experiment(clouds), jax.random.key(0), seeds=[2]), recorded[0]
+    assert alone.seeds == (2,)
+    np.testing.assert_array_equal(alone.accuracy[0], batch.accuracy[2])
+    np.testing.assert_array_equal(alone.untrained[0], batch.untrained[2])
+    chex.assert_trees_all_close(weights(alone, 0), weights(batch, 2), atol=1e-9)
+
+
+def test_seeds_differ(recorded):
+    params = recorded[0].params[0]["w"]
+    assert all(np.abs(params[a] - params[b]).max() > 0.01 for a in range(4) for b in range(a))
+
+
+def test_stacked_and_in_turn_are_two_ways_to_one_result(clouds, recorded):
+    in_turn = cl.run(experiment(clouds), jax.random.key(0), seeds=4, layout=IN_TURN)
+    same(in_turn, recorded[0], atol=1e-9)
+    assert in_turn.cost.layout != recorded[0].cost.layout
+
+
+def test_a_settling_seed_alone_is_the_seed_in_a_batch(clouds):
+    """Stacked with another, and in turn by itself."""
+    recurrent = experiment(clouds, equilibrium(rate_cell(4, 5, 6)), steps=4)
+    both = cl.run(recurrent, jax.random.key(0), seeds=2, layout=STACKED)
+    alone = cl.run(recurrent, jax.random.key(0), seeds=[1])
+    np.testing.assert_array_equal(alone.accuracy[0], both.accuracy[1])
+    chex.assert_trees_all_close(weights(alone, 0), weights(both, 1), atol=1e-9)
+    assert (both.unconverged == 0).all()
+    assert (both.curves.settling_steps > 1).all()
+
+
+@pytest.mark.parametrize("done", [1, 2])
+def test_a_run_taken_up_again_ends_the_same(clouds, recorded, done):
+    result, states, *_ = recorded
+    resumed = cl.run(experiment(clouds), jax.random.key(0), seeds=4, state=states[done - 1], layout=STACKED)
+    same(resumed, result)
+
+
+def test_hooks_tell_where_the_run_is(recorded):
+    result, states, moments, progress = recorded
+    assert [(m.task, m.tasks, m.step, m.steps) for m in moments] == [(k, 3, k * STEPS, 3 * STEPS) for k in (1, 2, 3)]
+    assert [(m.task, m.step) for m in progress] == [(k, (k + 1) * STEPS) for k in range(3)]
+    for k, moment in enumerate(moments):
+        np.testing.assert_array_equal(moment.accuracy, result.accuracy[:, k])
+        assert moment.loss == pytest.approx(result.curves.loss[:, k, -1].mean())
+    chex.assert_trees_all_equal(states[-1].progress.params, result.params)
+
+
+def test_shapes_and_cost(recorded):
+    """4·5 + 5 + 5·6 + 6 weights; 4·5 + 5·6 products and as many sums, and a little for biases and ReLU."""
+    result = recorded[0]
+    assert result.accuracy.shape == result.train_accuracy.shape == (4, 3, 3)
+    assert result.untrained.shape == result.untrained_train.shape == result.finite.shape == (4, 3)
+    assert result.curves.loss.shape == (4, 3, STEPS)
+    assert np.isnan(result.unconverged).all()
+    assert result.finite.all()
+    assert result.cost.parameters == 61
+    assert result.cost.steps == 3 * STEPS
+    assert 100 <= result.cost.flops <= 100 + 3 * 61
+
+
+def at(params):
+    """The model that starts there whatever the key."""
+    return MODEL._replace(init=lambda key: params)
+
+
+def accuracies(params, rows, classes=TASKS):
+    """By a plain loop: the share of rows whose largest of all six logits is their class, task by task."""
+    (w, b), (v, c) = ((np.asarray(p["w"]), np.asarray(p["b"])) for p in params)
+    hits = {task: [] for task in classes}
+    for x, y in zip(np.asarray(rows.x), np.asarray(rows.y), strict=True):
+        for task in classes:
+            if y in task:
+                hits[task].append(np.argmax(np.maximum(x @ w + b, 0) @ v + c) == y)
+    return [np.mean(hits[task]) for task in classes]
+
+
+def descend(params, rows, classes, steps, velocity):
+    """Full batch over the rows of these classes, Δw(t) = −ε ∂E/∂w + α Δw(t − 1)."""
+    own = np.isin(np.asarray(rows.y), classes)
+    x, y = rows.x[own], rows.y[own]
+
+    def error(params):
+        logits = jnp.maximum(x @ params[0]["w"] + params[0]["b"], 0) @ params[1]["w"] + params[1]["b"]
+        return -jnp.mean(jax.nn.log_softmax(logits)[jnp.arange(len(y)), y])
+
+    gradient = jax.jit(jax.grad(error))
+    for _ in range(steps):
+        velocity = jax.tree.map(lambda g, v: -RATE * g + MOMENTUM * v, gradient(params), velocity)
+        params = jax.tree.map(jnp.add, params, velocity)
+    return params, velocity
+
+
+def in_order(clouds, learner, **changes):
+    stream = cl.split(clouds, 2, shuffle=False)
+    run = cl.Experiment(stream, learner, optax.sgd(RATE, MOMENTUM), steps=STEPS, **changes)
+    return cl.run(run, jax.random.key(0), seeds=1)
+
+
+@pytest.mark.parametrize("reset", [False, True], ids=["velocity kept", "velocity reset"])
+def test_full_batch_task_after_task_is_gradient_descent_by_hand(clouds, reset):
+    """Weights and all accuracies, on ragged tasks of 12, 8 and 9 rows; the untrained net's too."""
+    start = MODEL.init(jax.random.key(7))
+    result = in_order(clouds, learning.backprop(at(start)), batch=None, reset_optimizer=reset)
+    np.testing.assert_allclose(result.untrained[0], accuracies(start, clouds.test))
+    np.testing.assert_allclose(result.untrained_train[0], accuracies(start, clouds.train))
+    still = jax.tree.map(jnp.zeros_like, start)
+    params, velocity = start, still
+    for k, classes in enumerate(TASKS):
+        params, velocity = descend(params, clouds.train, classes, STEPS, still if reset else velocity)
+        np.testing.assert_allclose(result.accuracy[0, k], accuracies(params, clouds.test))
+        np.testing.assert_allclose(result.train_accuracy[0, k], accuracies(params, clouds.train))
+    chex.assert_trees_all_close(weights(result, 0), params, atol=1e-11)
+
+
+def test_joint_trains_a_new_net_on_all_tasks_so_far(clouds):
+    """Row k: from the first weights, k times the steps, over the rows of tasks 1 … k; 29 rows in all, batch 30."""
+    start = MODEL.init(jax.random.key(7))
+    result = in_order(clouds, cl.joint(learning.backprop(at(start))), batch=30)
+    still = jax.tree.map(jnp.zeros_like, start)
+    for k in range(3):
+        params, _ = descend(start, clouds.train, sum(TASKS[: k + 1], ()), (k + 1) * STEPS, still)
+        np.testing.assert_allclose(result.accuracy[0, k], accuracies(params, clouds.test))
+    chex.assert_trees_all_close(weights(result, 0), params, atol=1e-11)
+    assert result.cost.steps == (1 + 2 + 3) * STEPS
+
+
+def test_accuracies_are_those_of_the_weights_that_come_out(clouds, recorded):
+    """With classes dealt by the seed's key: tasks are read off the untrained rows of `draw` through the data."""
+    result, stream = recorded[0], cl.split(clouds, 2)
+    for number, seed in enumerate(result.seeds):
+        key = jax.random.split(jax.random.fold_in(jax.random.key(0), seed), 4)[0]
+        index, count = stream.draw(key).train
+        tasks = [
+            tuple(set(np.asarray(clouds.train.y)[np.asarray(i[:n])].tolist()))
+            for i, n in zip(index, count, strict=True)
+        ]
+        params = weights(result, number)
+        np.testing.assert_allclose(result.accuracy[number, -1], accuracies(params, clouds.test, tasks))
+        np.testing.assert_allclose(result.train_accuracy[number, -1], accuracies(params, clouds.train, tasks))
+
+
+def test_a_seed_that_diverges_is_flagged_and_leaves_the_others_alone(clouds, recorded):
+    """Seeds whose first weight is above its median start with infinite weights; the rest are bit-identical."""
+    healthy = recorded[0]
+    sick_if = lambda params: params[0]["b"][0] > 0
+
+    def init(key):
+        params = MODEL.init(key)
+        return jax.tree.map(lambda p: jnp.where(sick_if(params), jnp.inf, p), params)
+
+    result = cl.run(experiment(clouds, MODEL._replace(init=init)), jax.random.key(0), seeds=4, layout=STACKED)
+    sick = ~result.finite[:, 0]
+    assert 0 < sick.sum() < 4
+    np.testing.assert_array_equal(result.finite, np.tile(~sick[:, None], 3))
+    np.testing.assert_array_equal(result.accuracy[~sick], healthy.accuracy[~sick])
+    np.testing.assert_array_equal(result.accuracy[sick], 0)  # a NaN is never right
+    well = lambda r: jax.tree.map(lambda p: p[~sick], r.params)
+    chex.assert_trees_all_equal(well(result), well(healthy))
+
+
+def programs(clouds, rate, traced):
+    """The four programs' code, for a rate that is traced or written in."""
+    optimizer = (lambda hyper: optax.sgd(hyper["rate"])) if traced else optax.sgd(rate)
+    tried = cl.Experiment(
+        cl.split(clouds, 2), learning.backprop(MODEL), optimizer, STEPS, 4, hyper={"rate": rate} if traced else {}
+    )
+    keys = jax.random.split(jax.random.key(0), 2)
+    made = Programs(tried, STEPS, STACKED, keys)
+    return [p.as_text() for p in (made.start, made.train, made.close, made.evaluate)]
+
+
+def test_another_hyper_parameter_is_the_same_program(clouds):
+    """So the compilation cache has it already.  Negative control: a number written in is another program."""
+    for traced in (True, False):
+        one, other = (programs(clouds, rate, traced) for rate in (0.1, 0.2))
+        assert (one == other) is traced
+
+
+@pytest.mark.parametrize(
+    ("seeds", "sentence"),
+    [
+        (0, "seeds must be a positive number, .* got 0"),
+        (-1, "seeds must be a positive number, .* got -1"),
+        ([], r"seeds must be .* got \[\]"),
+        ([1, 2, 1], r"seeds must be .* different whole numbers from 0, got \[1, 2, 1\]"),
+        ([-1], r"seeds must be .* got \[-1\]"),
+    ],
+)
+def test_seeds_that_are_none_or_the_same_are_refused(clouds, seeds, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        cl.run(experiment(clouds), jax.random.key(0), seeds)
+
+
+@pytest.mark.parametrize(
+    ("model", "sentence"),
+    [
+        (mlp(4, 5, 2), r"needs a model with 6 outputs, got logits of shape \(2,\)"),
+        (mlp(3, 6), r"cannot read examples of shape \(4,\)"),
+        (equilibrium(rate_cell(4, 5, 3)), r"needs a model with 6 outputs, got logits of shape \(3,\)"),
+    ],
+)
+def test_a_model_that_does_not_fit_the_stream_is_refused(clouds, model, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        cl.run(experiment(clouds, model), jax.random.key(0), seeds=1)
+
+
+@pytest.mark.parametrize("change", [{"steps": 0}, {"batch": 0}, {"batch": 2.5}])
+def test_a_budget_of_nothing_is_refused(clouds, change):
+    with pytest.raises(ValueError, match="must be a whole number of at least 1"):
+        experiment(clouds, **change)
