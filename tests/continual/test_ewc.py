@@ -24,7 +24,7 @@ def stream():
 
 def batch_of(stream, task):
     """All rows of a task: ten of them."""
-    indices = stream.draw(jax.random.key(0))
+    indices = jax.jit(stream.draw)(jax.random.key(0))
     row = indices.train.index[task]
     return gather(stream.data.train, 1.0, indices, jnp.full_like(row, task), row)
 
@@ -57,8 +57,8 @@ def consolidated(learner, stream, ends):
 
 def pull(learner, memory, params, batch):
     """What EWC adds to the gradient of the batch."""
-    with_penalty, _, _ = learner.gradient(memory, params, batch, jax.random.key(0))
-    plain, _, _ = learning.backprop(MODEL).gradient((), params, batch, jax.random.key(0))
+    with_penalty, _, _ = jax.jit(learner.gradient)(memory, params, batch, jax.random.key(0))
+    plain, _, _ = jax.jit(learning.backprop(MODEL).gradient)((), params, batch, jax.random.key(0))
     return trees.subtract(with_penalty, plain)
 
 
@@ -70,7 +70,9 @@ def test_one_quadratic_pulls_as_a_penalty_for_every_task_does(stream, kind):
     fishers = []
     for task, params in enumerate(ends):
         batch = batch_of(stream, task)
-        fishers.append(trees.scale(0.1, cl.fisher(MODEL, params, batch, jax.random.key(0), kind)))
+        fishers.append(
+            trees.scale(0.1, jax.jit(cl.fisher, static_argnums=(0, 4))(MODEL, params, batch, jax.random.key(0), kind))
+        )
 
     def penalty(params):
         square = lambda f, p, a: 0.5 * STRENGTH * jnp.sum(f * (p - a) ** 2)
@@ -121,26 +123,33 @@ def test_at_its_anchor_a_net_is_not_pulled(stream):
     chex.assert_trees_all_equal(pull(learner, memory, at, batch_of(stream, 1)), trees.zeros_like(at))
 
 
-def run(stream, learner, **hyper):
-    experiment = cl.Experiment(stream, learner, optax.sgd(0.1), steps=6, batch=4, hyper=hyper)
-    return cl.run(experiment, jax.random.key(0), seeds=2)
+@pytest.fixture(scope="module")
+def runs(stream):
+    """Two seeds under naive, under strengths that are traced, and under one that is written in."""
+    rule = learning.backprop(MODEL)
+    traced = lambda hyper: cl.ewc(hyper["strength"])(rule)
+
+    def run(learner, **hyper):
+        experiment = cl.Experiment(stream, learner, optax.sgd(0.1), steps=6, batch=4, hyper=hyper)
+        return cl.run(experiment, jax.random.key(0), seeds=2)
+
+    return {
+        "naive": run(rule),
+        "nothing": run(traced, strength=0.0),
+        "traced": run(traced, strength=STRENGTH),
+        "written": run(cl.ewc(STRENGTH)(rule)),
+    }
 
 
-def test_strength_zero_is_naive_bit_for_bit(stream):
-    naive = run(stream, learning.backprop(MODEL))
-    for_nothing = run(stream, cl.ewc(0.0)(learning.backprop(MODEL)))
-    chex.assert_trees_all_equal(for_nothing.params, naive.params)
-    np.testing.assert_array_equal(for_nothing.accuracy, naive.accuracy)
+def test_strength_zero_is_naive_bit_for_bit(runs):
+    chex.assert_trees_all_equal(runs["nothing"].params, runs["naive"].params)
+    np.testing.assert_array_equal(runs["nothing"].accuracy, runs["naive"].accuracy)
 
 
-def test_a_traced_strength_is_the_same_number(stream):
-    """Through `hyper`, and written in: the same weights; more strength, less movement."""
-    factory = lambda hyper: cl.ewc(hyper["strength"])(learning.backprop(MODEL))
-    traced = run(stream, factory, strength=STRENGTH)
-    written = run(stream, cl.ewc(STRENGTH)(learning.backprop(MODEL)))
-    weak = run(stream, factory, strength=0.0)
-    chex.assert_trees_all_close(traced.params, written.params, atol=1e-12)
-    assert np.abs(weak.params[0]["w"] - traced.params[0]["w"]).max() > 1e-3
+def test_a_traced_strength_is_the_same_number(runs):
+    """Through `hyper`, and written in: the same weights, and others than without."""
+    chex.assert_trees_all_close(runs["traced"].params, runs["written"].params, atol=1e-12)
+    assert np.abs(runs["traced"].params[0]["w"] - runs["nothing"].params[0]["w"]).max() > 1e-3
 
 
 @pytest.mark.parametrize(

@@ -33,7 +33,7 @@ def rows_of_task(stream, indices, task, place):
 
 def after_tasks(stream, learner, tasks, seed=0):
     """The parameters and the memory after so many tasks have ended, without any training, and the seed's tasks."""
-    indices = stream.draw(jax.random.key(seed))
+    indices = jax.jit(stream.draw)(jax.random.key(seed))
     params = learner.model.init(jax.random.key(7))
     memory = learner.init(params, spec(stream), jax.random.key(0))
 
@@ -121,7 +121,7 @@ def test_the_gradient_is_a_kth_of_the_current_and_the_rest_of_the_replayed(strea
     np.testing.assert_array_equal(mixed.index[:4], batch.index)
     assert set(np.asarray(mixed.index[4:]).tolist()) <= set(kept_rows(memory).index.tolist())
 
-    of_half = lambda half: rule.gradient(
+    of_half = lambda half: jax.jit(rule.gradient)(
         (), params, jax.tree.map(lambda leaf: leaf[half], mixed)._replace(weight=jnp.ones(4)), jax.random.key(0)
     )
     (now, told_now, _), (past, told_past, _) = of_half(slice(0, 4)), of_half(slice(4, 8))
