@@ -4,6 +4,7 @@ import os
 
 import jax
 import pytest
+from jax.experimental.compilation_cache import compilation_cache
 
 jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
@@ -13,6 +14,26 @@ jax.config.update("jax_debug_key_reuse", True)
 @pytest.fixture
 def key() -> jax.Array:
     return jax.random.key(0)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def compiled(tmp_path_factory):
+    """Small nets spend their time in the compiler: it optimises little here, and compiles nothing twice."""
+    folder = tmp_path_factory.mktemp("compiled")
+    fast = {
+        "jax_disable_most_optimizations": True,
+        "jax_compilation_cache_dir": str(folder),
+        "jax_persistent_cache_min_compile_time_secs": 0.0,
+        "jax_persistent_cache_min_entry_size_bytes": -1,
+    }
+    usual = {name: jax.config.values[name] for name in fast}
+    for name, value in fast.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()
+    yield folder
+    for name, value in usual.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

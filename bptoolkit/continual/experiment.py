@@ -26,7 +26,7 @@ class Experiment:
     learner: or a function of `hyper` that makes one; then its numbers are traced, and another value compiles nothing.
     optimizer: any optax optimiser, or a function of `hyper` that makes one.
     steps: updates per task.
-    batch: rows an update; None for all rows of the task.
+    batch: rows an update; None for all rows of the stage.
     replacement: draw rows independently in place of going through epochs.
     reset_optimizer: start every task with a fresh optimiser state.
     hyper: numbers that learner and optimizer are made from.

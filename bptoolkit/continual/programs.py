@@ -124,7 +124,7 @@ def _train(experiment: Experiment, chunk: int, seeds: Seeds, progress: Progress,
     stream, (rows, _) = experiment.stream, data
     sources = learner.curriculum.sources(jnp.arange(stream.tasks, dtype=jnp.int32), task)
     counts = jnp.where(sources, seeds.indices.train.count, 0)
-    batch = stream.rows_max if experiment.batch is None else experiment.batch
+    batch = _all_rows(stream, learner) if experiment.batch is None else experiment.batch
 
     def draw(step: Int[Array, ""], key: Key) -> Batch:
         place, counted = positions(key, step, jnp.sum(counts, dtype=jnp.int32), batch, experiment.replacement)
@@ -136,6 +136,13 @@ def _train(experiment: Experiment, chunk: int, seeds: Seeds, progress: Progress,
     stage_key = jax.random.fold_in(seeds.key, 2 * task)
     progress, curves = train(learner, optimizer, draw, progress, stage_key, chunk, first)
     return progress, jax.tree.map(partial(_binned, bins=min(BINS, chunk)), curves)
+
+
+def _all_rows(stream: Stream, learner: Learner) -> int:
+    """As many rows as the largest stage can have."""
+    tasks = np.arange(stream.tasks)
+    most = max(int(np.sum(learner.curriculum.sources(tasks, k))) for k in range(stream.tasks))
+    return most * stream.rows_max
 
 
 def _close(
