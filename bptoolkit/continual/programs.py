@@ -140,8 +140,9 @@ def _train(experiment: Experiment, chunk: int, seeds: Seeds, progress: Progress,
 
 def _all_rows(stream: Stream, learner: Learner) -> int:
     """As many rows as the largest stage can have."""
-    tasks = np.arange(stream.tasks)
-    most = max(int(np.sum(learner.curriculum.sources(tasks, k))) for k in range(stream.tasks))
+    with jax.ensure_compile_time_eval():
+        tasks = jnp.arange(stream.tasks, dtype=jnp.int32)
+        most = max(int(jnp.sum(learner.curriculum.sources(tasks, stage))) for stage in tasks)
     return most * stream.rows_max
 
 
