@@ -8,6 +8,7 @@ split_mnist   784-400-400-10, batch 128, Adam, 5 tasks, class-incremental: secon
               Without the images, random pixels of the same shapes are used.
 small         64-100-10, batch 32: microseconds per step and seed for 1, 10 and 50 seeds, by layout.
 settling      the same for 57 rate units, 10 seeds.
+imports       seconds to import bptoolkit, over those of `import jax, optax, flax`; fresh processes, in turn.
 memory        peak resident memory of the process after 20 seeds of the MNIST net, one copy of the images on a device.
 
 A machine may be shared: products and training take turns, and the load is recorded.
@@ -18,6 +19,7 @@ import itertools
 import json
 import os
 import resource
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -55,6 +57,7 @@ def main(options: Options) -> None:
         "devices": [str(d) for d in jax.devices()],
         "jax": jax.__version__,
         "memory": memory(images),
+        "imports": imports(),
         "split_mnist": {"data": source} | split_mnist(images, options),
         "small": small(options),
         "settling": settling(options),
@@ -92,6 +95,17 @@ def memory(images: Dataset) -> dict:
     result = cl.run(experiment, jax.random.key(0), seeds=20)
     kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return {"seeds": 20, "peak_resident_mib": round(kib / 1024), "layout": result.cost.layout}
+
+
+def imports(repeats: int = 5) -> dict:
+    ours = "from bptoolkit import continual, data, fixed_point, learning, models"
+    theirs = "import jax, optax, flax"
+    start = lambda code: seconds(lambda: subprocess.run([sys.executable, "-c", code], check=True))
+    pairs = [(start(ours), start(theirs)) for _ in range(repeats)]
+    return {
+        "seconds": float(np.median([a for a, _ in pairs])),
+        "ratio": float(np.median([a / b for a, b in pairs])),
+    }
 
 
 def bare_products(sizes: tuple[int, ...], batch: int, steps: int):

@@ -71,7 +71,8 @@ class Programs:
         self.hyper = jax.tree.map(jnp.asarray, dict(experiment.hyper))
         task, number = jnp.int32(0), jnp.int32(0)
 
-        self.start = self._compile(partial(_start, experiment), 1, (keys, self.hyper))
+        # One seed at a time: jaxlib 0.10's batched LAPACK (orthogonal first weights) can block for ever on two devices.
+        self.start = self._compile(partial(_start, experiment), 1, (keys, self.hyper), stack=False)
         self.seeds, self.first = self.start(keys, self.hyper)
         stacked = (self.seeds, self.first)
         rest = (self.hyper, self.data, task)
@@ -79,10 +80,11 @@ class Programs:
         self.close = self._compile(partial(_close, experiment), 2, (*stacked, *rest))
         self.evaluate = self._compile(partial(_evaluate, experiment), 2, (*stacked, *rest[:-1]))
 
-    def _compile(self, function: Callable, stacked: int, arguments: tuple) -> Callable:
+    def _compile(self, function: Callable, stacked: int, arguments: tuple, stack: bool = True) -> Callable:
         """The function over a leading axis of seeds in its first `stacked` arguments, compiled for these shapes."""
         began = time.perf_counter()
-        compiled = jax.jit(_over_seeds(function, stacked, self.layout)).lower(*arguments).compile()
+        layout = self.layout._replace(stacked=stack and self.layout.stacked)
+        compiled = jax.jit(_over_seeds(function, stacked, layout)).lower(*arguments).compile()
         self.compile_seconds += time.perf_counter() - began
         memory = compiled.memory_analysis()
         self.peak_bytes = max(self.peak_bytes, getattr(memory, "temp_size_in_bytes", 0))

@@ -114,8 +114,22 @@ def _mixing_weights(past: History, ridge: float) -> Inexact[Array, "depth"]:
     cosine = past.gram / (size[:, None] * size[None, :])
     softened = cosine + max(ridge, 4 * float(jnp.finfo(dtype).eps)) * jnp.eye(depth, dtype=dtype)
     softened = jnp.where(written[:, None] & written[None, :], softened, jnp.eye(depth, dtype=dtype))
-    w = jnp.linalg.solve(softened, jnp.where(written, 1 / size, jnp.zeros_like(size))) / size
+    w = _eliminate(softened, jnp.where(written, 1 / size, jnp.zeros_like(size))) / size
     return w / jnp.sum(w)
+
+
+def _eliminate(a: Inexact[Array, "n n"], b: Inexact[Array, "n"]) -> Inexact[Array, "n"]:
+    """Solve a x = b for a small positive definite a of unit diagonal, by Gauss and Jordan, which needs no pivots then.
+
+    Plain arithmetic: it fuses and batches, and LAPACK's batched routines can block each other for ever where seeds lie
+    on several CPU devices (jaxlib 0.10: they wait inside the thread pool that they need).
+    """
+    table = jnp.concatenate([a, b[:, None]], axis=1)
+    for k in range(len(b)):
+        pivot = jnp.maximum(table[k, k].real, jnp.finfo(a.dtype).eps)
+        row = table[k] / pivot.astype(a.dtype)
+        table = (table - table[:, k, None] * row).at[k].set(row)
+    return table[:, -1]
 
 
 EXAMPLES: dict[str, Solver] = {

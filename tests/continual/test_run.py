@@ -175,6 +175,17 @@ def test_full_batch_task_after_task_is_gradient_descent_by_hand(clouds, reset):
     chex.assert_trees_all_close(weights(result, 0), params, atol=1e-11)
 
 
+def test_rows_drawn_with_replacement_are_the_tasks_own():
+    """Four draws from a task of one row are that row, so the gradient is that of the full batch."""
+    single = data.gaussian_classes(jax.random.key(1), 2, 1, 4)
+    one = lambda **options: cl.run(
+        cl.Experiment(cl.split(single, 1), learning.backprop(mlp(4, 5, 2)), optax.sgd(RATE), steps=STEPS, **options),
+        jax.random.key(0),
+        seeds=1,
+    )
+    same(one(batch=4, replacement=True), one(batch=None), atol=1e-12)
+
+
 def test_joint_trains_a_new_net_on_all_tasks_so_far(clouds):
     """Row k: from the first weights, k times the steps, over the rows of tasks 1 … k; 29 rows in all, batch 30."""
     start = MODEL.init(jax.random.key(7))
