@@ -8,6 +8,7 @@ The rule is a `custom_jvp` around a `custom_linear_solve`, so it can be differen
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, TypeAlias
 
 import jax
@@ -47,16 +48,19 @@ def new_probe(z: State) -> Probe:
     return jnp.zeros(5, norm(z).dtype)
 
 
-def implicit(solver: Solver | None = None, adjoint: Adjoint | None = None, stop: Stop = Stop()) -> Relaxation:
+def implicit(
+    solver: Solver | None = None, adjoint: Adjoint | None = None, stop: Stop = Stop(), *, every: int = 1
+) -> Relaxation:
     """Settle by `solver`, differentiate by `adjoint`: memory does not grow with the steps.
 
-    The result is `relax(f, args, z0, *, stop=None, start=None, probe=None) -> Solution`, for one example:
+    The result is `relax(f, args, z0, *, stop=None, start=None, probe=None, extra=None) -> Solution`, for one example:
         f: map (args, z) -> z.  What it closes over may be traced and is differentiated too.
         args: any pytree; the gradient of `Solution.value` flows to it.  z0 gets none.
         stop: in place of the one given here; its numbers may be traced.
         start: λ₀ for the adjoint, of the shape of z.
         probe: `new_probe(z0)`.  The gradient with respect to it is the backward report (steps, residual, rate,
             status, error); see `value_and_grad` for the whole adjoint state.
+        extra: args -> keyword arguments for the solver's update, such as the `resolvent` of operator splitting.
 
     Outside `jit` each call traces f anew (some tenths of a second): put the gradient under `jax.jit`.
 
@@ -64,10 +68,13 @@ def implicit(solver: Solver | None = None, adjoint: Adjoint | None = None, stop:
         solver: `picard()` if left out.
         adjoint: `almeida_pineda()` if left out.
         stop: when the forward relaxation ends.
+        every: steps of the forward relaxation between two judgements of its error; see `solve`.
     """
     adjoint = almeida_pineda() if adjoint is None else adjoint
 
-    def relax(f: Map, args: PyTree, z0: State, *, stop: Stop = stop, start: State = None, probe=None) -> Solution:
+    def relax(
+        f: Map, args: PyTree, z0: State, *, stop: Stop = stop, start: State = None, probe=None, extra=None
+    ) -> Solution:
         flat, unravel = ravel_pytree(lax.stop_gradient(z0))
         check_map(lambda z: f(args, z), z0)
         traced, captured = jax.closure_convert(f, args, z0)
@@ -77,7 +84,8 @@ def implicit(solver: Solver | None = None, adjoint: Adjoint | None = None, stop:
         start = None if start is None else ravel_pytree(lax.stop_gradient(start))[0]
 
         frozen = lax.stop_gradient(args)
-        settled = solve(lambda z: traced(frozen[0], z, *frozen[1]), unravel(flat), solver, stop)
+        told = {} if extra is None else extra(frozen[0])
+        settled = solve(lambda z: traced(frozen[0], z, *frozen[1]), unravel(flat), solver, stop, every=every, **told)
         value = _differentiable(step, adjoint, start)(args, probe, ravel_pytree(settled.value)[0])
         return lax.stop_gradient(settled)._replace(value=unravel(value))
 
@@ -144,13 +152,16 @@ def unrolled(steps: int, solver: Solver | None = None) -> Relaxation:
         raise ValueError(f"steps must be at least 1, got {steps}. Take as many as the network needs to settle.")
     solver = optax.with_extra_args_support(picard() if solver is None else solver)
 
-    def relax(f: Map, args: PyTree, z0: State, *, stop: Stop = Stop(), start: State = None, probe=None) -> Solution:
+    def relax(
+        f: Map, args: PyTree, z0: State, *, stop: Stop = Stop(), start: State = None, probe=None, extra=None
+    ) -> Solution:
         del start
         check_map(lambda z: f(args, z), z0)
         judged = settled_dtypes(stop, z0)
         endless = judged._replace(max_steps=jnp.int32(steps + 1))
         step = lambda z: f(args, z)
-        walk = lambda path, _: (advance(step, solver, endless, path), None)
+        told = {} if extra is None else extra(args)
+        walk = lambda path, _: (advance(step, partial(solver.update, f=step, **told), endless, path), None)
         path = lax.scan(walk, begin(step, z0, solver, endless), length=steps)[0]
         failed = jnp.where(path.status == RUNNING, jnp.int32(Status.MAX_STEPS), path.status)
         solution = report(path._replace(status=failed))

@@ -9,9 +9,9 @@ The first sees slow modes that damping hides; the second sees those that a large
 +ρ beside some near −ρ).  Neither sees a mode that has not shown itself yet, or the growth inside a Jordan block.
 """
 
-import functools
 from collections.abc import Callable
 from enum import IntEnum
+from functools import partial, reduce
 from typing import NamedTuple
 
 import jax
@@ -91,8 +91,8 @@ class Path(NamedTuple):
     best: Float[Array, ""]  # smallest ‖r‖ so far
     factor: Float[Array, ""]  # error over residual
     rate: Float[Array, ""]
-    turning: Int[Array, ""]  # steps in a row in which r turned round: r_k ≈ −r_{k−1}
-    still: Int[Array, ""]  # steps in a row in which r did not change
+    turning: Int[Array, ""]  # judgements in a row in which r had turned round: r_k ≈ −r_{k−1}
+    still: Int[Array, ""]  # judgements in a row in which r had not changed
     lost: Int[Array, ""]  # steps since the smallest residual
     status: Int[Array, ""]  # RUNNING, or how it ended
 
@@ -100,7 +100,15 @@ class Path(NamedTuple):
 RUNNING = -1
 
 
-def solve(f: Callable[[State], State], z0: State, solver: Solver | None = None, stop: Stop = Stop()) -> Solution:
+def solve(
+    f: Callable[[State], State],
+    z0: State,
+    solver: Solver | None = None,
+    stop: Stop = Stop(),
+    *,
+    every: int = 1,
+    **extra,
+) -> Solution:
     """Settle z = f(z) from z0, for ONE example; batches by `jax.vmap`, in which each sample ends on its own.
 
     Args:
@@ -108,20 +116,28 @@ def solve(f: Callable[[State], State], z0: State, solver: Solver | None = None, 
         z0: any pytree of floating (or complex) arrays.
         solver: `picard()` if left out.
         stop: see `Stop`.
+        every: steps between two judgements of the error.  Judging costs some passes over the state, which shows
+            beside products of few hundred units; the price of a larger number is up to every − 1 steps too many.
+        extra: further keyword arguments for `solver.update`, such as the `resolvent` of operator splitting.
 
     Returns:
         Solution; check `status`.  Not differentiable: see `implicit` and `unrolled`.
 
     Raises:
-        ValueError: f returns other shapes or dtypes than it was given.
+        ValueError: f returns other shapes or dtypes than it was given; every below 1.
     """
+    if every < 1:
+        raise ValueError(f"every must be at least 1, got {every}. Take 1 to judge each step.")
     solver = optax.with_extra_args_support(picard() if solver is None else solver)
     check_map(f, z0)
     rule = settled_dtypes(stop, z0)
-    path = lax.while_loop(
-        lambda path: path.status == RUNNING, lambda path: advance(f, solver, rule, path), begin(f, z0, solver, rule)
-    )
-    return report(path)
+    go_on = partial(advance, f, partial(solver.update, f=f, **extra), rule)
+    path = begin(f, z0, solver, rule)
+    if every > 1:  # the odd steps come first, so that exactly max_steps can be made
+        odd = (jnp.maximum(rule.max_steps, 1) - 1) % every
+        path = trees.choose(path.status == RUNNING, go_on(path, odd), path)
+    running = lambda path: path.status == RUNNING
+    return report(lax.while_loop(running, lambda path: go_on(path, every - 1), path))
 
 
 def begin(f: Callable[[State], State], z0: State, solver: Solver, stop: "Rule") -> Path:
@@ -139,27 +155,40 @@ def begin(f: Callable[[State], State], z0: State, solver: Solver, stop: "Rule") 
     return Path(z0, r, solver.init(z0), none, size, size, one, zero, none, none, none, status)
 
 
-def advance(f: Callable[[State], State], solver: Solver, stop: "Rule", path: Path) -> Path:
-    """One update, one evaluation of f, one judgement."""
-    update, memory = solver.update(path.r, path.memory, path.z, f=f)
-    z = jax.tree.map(jnp.add, path.z, update)
-    r = trees.subtract(z, f(z))
+def advance(f, update: Callable, stop: "Rule", path: Path, silent: int | Int[Array, ""] = 0) -> Path:
+    """`silent` updates, then one that is judged; each with one evaluation of f."""
 
-    eps = float(_coarsest(path.z).eps)
+    def move(_, at):
+        z, r, memory = at
+        change, memory = update(r, memory, z)
+        z = jax.tree.map(jnp.add, z, change)
+        return z, trees.subtract(z, f(z)), memory
+
+    z, r, memory = lax.fori_loop(0, silent, move, (path.z, path.r, path.memory))
+    change, memory = update(r, memory, z)
+    z = jax.tree.map(jnp.add, z, change)
+    return _judged(path, z, trees.subtract(z, f(z)), r, change, memory, jnp.int32(silent) + 1, stop)
+
+
+def _judged(path: Path, z: State, r: State, before: State, update: State, memory, made, stop: "Rule") -> Path:
+    """The path after `made` steps, the last of which moved z by `update` and the residual from `before` to r."""
+    eps = float(_coarsest(z).eps)
     size, scale, moved = norm(r), norm(z), norm(update)
-    change, turn = norm(trees.subtract(r, path.r)), norm(trees.add(r, path.r))
+    change, turn = norm(trees.subtract(r, before)), norm(trees.add(r, before))
     tiny = jnp.finfo(size.dtype).tiny
-    ratio = size / jnp.maximum(path.size, tiny)
-    rate = jnp.where(path.steps == 0, ratio, path.rate ** (1 - FRESH) * ratio**FRESH)
+    several = made.astype(size.dtype)
+    ratio = (size / jnp.maximum(path.size, tiny)) ** (1 / several)
+    old = (1 - FRESH) ** several
+    rate = jnp.where(path.steps == 0, ratio, path.rate**old * ratio ** (1 - old))
     to_come = moved * rate / jnp.maximum(1 - rate, CLOSEST)  # the sum of all further steps, if they shrink at this rate
-    factors = (moved / jnp.maximum(change, tiny), to_come / jnp.maximum(size, tiny), FADE * path.factor)
-    factor = functools.reduce(jnp.maximum, factors)
+    factors = (moved / jnp.maximum(change, tiny), to_come / jnp.maximum(size, tiny), FADE**several * path.factor)
+    factor = reduce(jnp.maximum, factors)
     at_rounding = size <= 128 * eps * scale
 
     turning = jnp.where(turn <= eps**0.5 * size, path.turning + 1, 0)
     still = jnp.where((change <= 4 * eps * scale) & (size > 1e3 * eps * scale), path.still + 1, 0)
-    lost = jnp.where(size < path.best, 0, path.lost + 1)
-    steps = path.steps + 1
+    lost = jnp.where(size < path.best, 0, path.lost + made)
+    steps = path.steps + made
     status = _first_that_holds(
         {
             Status.NONFINITE: ~jnp.isfinite(size) | ~jnp.isfinite(scale),
