@@ -9,17 +9,18 @@ The rule is a `custom_jvp` around a `custom_linear_solve`, so it can be differen
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
 import optax
 from jax import lax
 from jax.flatten_util import ravel_pytree
-from jaxtyping import Array, Float, Inexact
+from jaxtyping import Array, Bool, Float, Inexact
 
 from bptoolkit import trees
-from bptoolkit.fixed_point.adjoints import Adjoint, almeida_pineda
+from bptoolkit.fixed_point.adjoints import Adjoint, Biased, almeida_pineda
+from bptoolkit.fixed_point.failure import Policy, adjoint_or, check_policy, settled_or
 from bptoolkit.fixed_point.solve import (
     RUNNING,
     Solution,
@@ -34,12 +35,12 @@ from bptoolkit.fixed_point.solve import (
     solve,
 )
 from bptoolkit.fixed_point.solvers import Solver, picard
-from bptoolkit.types import PyTree, State
+from bptoolkit.types import Memory, PyTree, State
 
 __all__ = ["Relaxation", "implicit", "new_probe", "unrolled", "value_and_grad"]
 
 Map: TypeAlias = Callable[[Any, State], State]
-Relaxation: TypeAlias = Callable[..., Solution]  # (f, args, z0, *, stop=None, start=None, probe=None)
+Relaxation: TypeAlias = Callable[..., Solution]  # (f, args, z0, *, stop, start, probe, extra)
 Probe: TypeAlias = Float[Array, "5"]  # its gradient is (steps, residual, rate, status, error) of the backward solve
 
 
@@ -49,7 +50,12 @@ def new_probe(z: State) -> Probe:
 
 
 def implicit(
-    solver: Solver | None = None, adjoint: Adjoint | None = None, stop: Stop = Stop(), *, every: int = 1
+    solver: Solver | None = None,
+    adjoint: Adjoint | None = None,
+    stop: Stop = Stop(),
+    *,
+    every: int = 1,
+    on_failure: Policy = "flag",
 ) -> Relaxation:
     """Settle by `solver`, differentiate by `adjoint`: memory does not grow with the steps.
 
@@ -69,7 +75,15 @@ def implicit(
         adjoint: `almeida_pineda()` if left out.
         stop: when the forward relaxation ends.
         every: steps of the forward relaxation between two judgements of its error; see `solve`.
+        on_failure: what becomes of a sample whose forward or backward relaxation did not converge: "flag" leaves
+            value and gradient as they are, and the status tells; "nan" makes them NaN; "zero" makes the gradient that
+            passes the settled state zero, as the PDP software abandoned such patterns (a readout's own gradient
+            remains); "raise" is `require` for the forward one, see there for `jit`.
+
+    Raises:
+        ValueError: an unknown policy; from the result, what `solve` raises.
     """
+    check_policy(on_failure)
     adjoint = almeida_pineda() if adjoint is None else adjoint
 
     def relax(
@@ -86,32 +100,52 @@ def implicit(
         frozen = lax.stop_gradient(args)
         told = {} if extra is None else extra(frozen[0])
         settled = solve(lambda z: traced(frozen[0], z, *frozen[1]), unravel(flat), solver, stop, every=every, **told)
-        value = _differentiable(step, adjoint, start)(args, probe, ravel_pytree(settled.value)[0])
-        return lax.stop_gradient(settled)._replace(value=unravel(value))
+        aside = Aside(start, lax.stop_gradient(settled.memory), settled.status == Status.CONVERGED)
+        fixed = _differentiable(step, _under(on_failure, adjoint))
+        value = unravel(fixed(args, probe, aside, ravel_pytree(settled.value)[0]))
+        return settled_or(on_failure, lax.stop_gradient(settled)._replace(value=value))
 
     return relax
 
 
-def _differentiable(step: Map, adjoint: Adjoint, start: Inexact[Array, "n"] | None):
+class Aside(NamedTuple):
+    """What the adjoint gets of the forward relaxation, beside the state."""
+
+    start: Inexact[Array, "n"] | None  # λ₀
+    factors: Memory  # of the forward solver
+    converged: Bool[Array, ""]
+
+
+def _under(policy: Policy, adjoint: Adjoint):
+    """The adjoint with its λ under the policy, and its report as it is."""
+
+    def judged(aside: Aside, matvec, g: Inexact[Array, "n"], start=None) -> Solution:
+        solution = adjoint(matvec, g, start=start, factors=aside.factors)
+        return solution._replace(value=adjoint_or(policy, aside.converged, isinstance(adjoint, Biased), solution))
+
+    return judged
+
+
+def _differentiable(step: Map, adjoint):
     """The identity on a settled state z, with the derivative of the fixed point with respect to args."""
 
     @jax.custom_jvp
-    def fixed(args: PyTree, probe: Probe, z: Inexact[Array, "n"]) -> Inexact[Array, "n"]:
-        del args, probe
+    def fixed(args: PyTree, probe: Probe, aside: Aside, z: Inexact[Array, "n"]) -> Inexact[Array, "n"]:
+        del args, probe, aside
         return z
 
     @fixed.defjvp
     def rule(primals, tangents):
-        args, probe, z = primals
-        z = fixed(args, probe, z)  # so that the derivative of this rule sees z move with args
+        args, probe, aside, z = primals
+        z = fixed(args, probe, aside, z)  # so that the derivative of this rule sees z move with args
         pushed = jax.jvp(lambda a: step(a, z), (args,), (tangents[0],))[1]
         linear = jax.linearize(lambda v: step(args, v), z)[1]
-        return z, _tangent(linear, pushed, tangents[1], adjoint, start)
+        return z, _tangent(linear, pushed, tangents[1], partial(adjoint, aside), aside.start)
 
     return fixed
 
 
-def _tangent(linear, pushed: Inexact[Array, "n"], probe: Probe, adjoint: Adjoint, start) -> Inexact[Array, "n"]:
+def _tangent(linear, pushed: Inexact[Array, "n"], probe: Probe, adjoint, start) -> Inexact[Array, "n"]:
     """Solve (I − J) v = pushed.  The probe rides along behind an identity block, where the transposed solve reports.
 
     Both travel as one vector: the transpose rule fails on a part whose tangent is known to be zero.
