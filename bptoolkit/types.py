@@ -82,7 +82,7 @@ class Cell(NamedTuple):
     readout: Callable[[Params, State], Float[Array, "k"]]
     state: State  # shapes and dtypes of z, as `jax.ShapeDtypeStruct`s
     energy: Callable[[Params, Float[Array, "*d"], State], Float[Array, ""]] | None = None
-    resolvent: Callable[..., State] | None = None  # for operator splitting
+    resolvent: Callable[..., Any] | None = None  # (params, x or current) -> fixed_point.Resolvent, for splitting
     # Where x enters by a current alone: step(params, x, z) = respond(params, drive(params, x), z).  The current is then
     # computed once per example, not once per settling step, and has an error of its own.
     drive: Callable[[Params, Float[Array, "*d"]], PyTree] | None = None

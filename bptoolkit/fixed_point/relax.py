@@ -233,7 +233,9 @@ def value_and_grad(loss: Callable[[Any, State], Float[Array, ""]], relax: Relaxa
         backward Solution).
     """
 
-    def evaluate(f: Map, args: PyTree, z0: State, **options):
+    def evaluate(f: Map, args: PyTree, z0: State, *, extra=None, **options):
+        options |= {} if extra is None else {"extra": lambda a: extra(a[0])}
+
         def objective(args, push, probe):
             solution = relax(lambda a, z: trees.add(f(a[0], z), a[1]), (args, push), z0, probe=probe, **options)
             return loss(args, solution.value), solution

@@ -145,7 +145,7 @@ def begin(f: Callable[[State], State], z0: State, solver: Solver, stop: "Rule") 
     r = trees.subtract(z0, f(z0))
     size = norm(r)
     zero, one, none = jnp.zeros_like(size), jnp.ones_like(size), jnp.int32(0)
-    status = _first_that_holds(
+    status = first_that_holds(
         {
             Status.NONFINITE: ~jnp.isfinite(size),
             Status.CONVERGED: size == 0,
@@ -189,7 +189,7 @@ def _judged(path: Path, z: State, r: State, before: State, update: State, memory
     still = jnp.where((change <= 4 * eps * scale) & (size > 1e3 * eps * scale), path.still + 1, 0)
     lost = jnp.where(size < path.best, 0, path.lost + made)
     steps = path.steps + made
-    status = _first_that_holds(
+    status = first_that_holds(
         {
             Status.NONFINITE: ~jnp.isfinite(size) | ~jnp.isfinite(scale),
             Status.CONVERGED: (size * factor <= stop.atol + stop.rtol * scale) | (size == 0),
@@ -254,7 +254,7 @@ def check_map(f: Callable[[State], State], z0: State) -> None:
         )
 
 
-def _first_that_holds(outcomes: dict[Status, Bool[Array, ""]]) -> Int[Array, ""]:
+def first_that_holds(outcomes: dict[Status, Bool[Array, ""]]) -> Int[Array, ""]:
     """The first outcome whose condition holds; RUNNING where none does."""
     status = jnp.int32(RUNNING)
     for outcome, holds in reversed(outcomes.items()):

@@ -30,10 +30,11 @@ def equilibrium(cell: Cell, relax: Relaxation | None = None) -> Model:
     def settle(params: Params, x: Float[Array, "*d"], probe: Float[Array, "p"] | None = None) -> Solution:
         _check_step(cell, params, x)
         z0 = trees.zeros_like(cell.state)
-        if cell.drive is None or cell.respond is None:
-            return relax(lambda args, z: cell.step(args[0], args[1], z), (params, x), z0, probe=probe)
-        respond = cell.respond
-        return relax(lambda args, z: respond(args[0], args[1], z), (params, cell.drive(params, x)), z0, probe=probe)
+        resolvent, drive, respond = cell.resolvent, cell.drive, cell.respond
+        extra = {} if resolvent is None else {"extra": lambda args: {"resolvent": resolvent(*args)}}
+        if drive is None or respond is None:
+            return relax(lambda args, z: cell.step(args[0], args[1], z), (params, x), z0, probe=probe, **extra)
+        return relax(lambda args, z: respond(args[0], args[1], z), (params, drive(params, x)), z0, probe=probe, **extra)
 
     def apply(
         params: Params, x: Float[Array, "*d"], probe: Float[Array, "p"] | None = None
