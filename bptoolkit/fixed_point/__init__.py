@@ -5,6 +5,7 @@ joins the two into something differentiable.
 """
 
 from bptoolkit.fixed_point.adjoints import Adjoint, Biased, almeida_pineda, dense, neumann, one_step, phantom
+from bptoolkit.fixed_point.automatic import exact, settle
 from bptoolkit.fixed_point.chebyshev import chebyshev
 from bptoolkit.fixed_point.failure import Policy, require
 from bptoolkit.fixed_point.krylov import bicgstab, cg_normal, gmres
@@ -33,6 +34,7 @@ __all__ = [
     "chebyshev",
     "damped",
     "dense",
+    "exact",
     "forward_backward",
     "gmres",
     "implicit",
@@ -45,6 +47,7 @@ __all__ = [
     "picard",
     "relaxation",
     "require",
+    "settle",
     "shine",
     "solve",
     "unrolled",

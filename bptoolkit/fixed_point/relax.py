@@ -19,7 +19,8 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Bool, Float, Inexact
 
 from bptoolkit import trees
-from bptoolkit.fixed_point.adjoints import Adjoint, Biased, almeida_pineda
+from bptoolkit.fixed_point import automatic
+from bptoolkit.fixed_point.adjoints import Adjoint, Biased
 from bptoolkit.fixed_point.failure import Policy, adjoint_or, check_policy, settled_or
 from bptoolkit.fixed_point.solve import (
     RUNNING,
@@ -71,8 +72,9 @@ def implicit(
     Outside `jit` each call traces f anew (some tenths of a second): put the gradient under `jax.jit`.
 
     Args:
-        solver: `picard()` if left out.
-        adjoint: `almeida_pineda()` if left out.
+        solver: if left out, `picard()` for 48 steps and then `anderson()` for samples still on their way.
+        adjoint: if left out `exact()`, which is `bicgstab()` and `gmres()` for samples that it leaves; it costs fewer
+            products than `almeida_pineda()` and needs no ρ(J) < 1.
         stop: when the forward relaxation ends.
         every: steps of the forward relaxation between two judgements of its error; see `solve`.
         on_failure: what becomes of a sample whose forward or backward relaxation did not converge: "flag" leaves
@@ -84,7 +86,7 @@ def implicit(
         ValueError: an unknown policy; from the result, what `solve` raises.
     """
     check_policy(on_failure)
-    adjoint = almeida_pineda() if adjoint is None else adjoint
+    adjoint = automatic.exact() if adjoint is None else adjoint
 
     def relax(
         f: Map, args: PyTree, z0: State, *, stop: Stop = stop, start: State = None, probe=None, extra=None
@@ -99,7 +101,11 @@ def implicit(
 
         frozen = lax.stop_gradient(args)
         told = {} if extra is None else extra(frozen[0])
-        settled = solve(lambda z: traced(frozen[0], z, *frozen[1]), unravel(flat), solver, stop, every=every, **told)
+        still = lambda z: traced(frozen[0], z, *frozen[1])
+        if solver is None:
+            settled = automatic.settle(still, unravel(flat), stop)
+        else:
+            settled = solve(still, unravel(flat), solver, stop, every=every, **told)
         aside = Aside(start, lax.stop_gradient(settled.memory), settled.status == Status.CONVERGED)
         fixed = _differentiable(step, _under(on_failure, adjoint))
         value = unravel(fixed(args, probe, aside, ravel_pytree(settled.value)[0]))

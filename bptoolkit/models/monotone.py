@@ -23,8 +23,8 @@ BLOCK = 32  # rows that are eliminated one by one
 def monotone_cell(inputs: int, units: int, outputs: int, *, m: float = 1.0, alpha: float | None = None) -> Cell:
     """A rate cell of relu units with exactly one fixed point, for every value of its parameters.
 
-    Plain iteration contracts only while ‖W‖ < 1.  `peaceman_rachford()` settles always, `forward_backward` and
-    `relaxation` for steps that are short enough.  The adjoint is stable too: ∂f/∂z = W diag(g′) has Re λ < 1, so
+    Plain iteration is sure to contract only while ‖W‖ < 1.  `peaceman_rachford()` settles always, `forward_backward`
+    and `relaxation` where their steps are short enough.  The adjoint is stable too: ∂f/∂z = diag(g′) W has Re λ < 1, so
     `almeida_pineda(relaxation(dt))` converges for a small dt, and a Krylov or dense adjoint needs no dt.
 
     `resolvent(params, current, alpha)` takes the current d = `drive(params, x)`, as `respond` does, and returns a

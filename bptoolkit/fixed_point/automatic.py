@@ -1,0 +1,61 @@
+"""What the library does when it is not told: the cheap method first, the dear one for samples that it leaves.
+
+Under `vmap` the second loop makes no steps where the first has settled all samples.
+"""
+
+from collections.abc import Callable
+
+import jax.numpy as jnp
+
+from bptoolkit import trees
+from bptoolkit.fixed_point.adjoints import Adjoint, Matvec
+from bptoolkit.fixed_point.krylov import bicgstab, gmres
+from bptoolkit.fixed_point.solve import Solution, Status, Stop, solve
+from bptoolkit.fixed_point.solvers import anderson, picard
+from bptoolkit.types import Memory, State
+
+__all__ = ["exact", "settle"]
+
+TRIES = 48  # plain steps before Anderson's, which cost about three times as much each
+EVERY = 3  # plain steps between two judgements
+
+
+def settle(f: Callable[[State], State], z0: State, stop: Stop = Stop()) -> Solution:
+    """Plain iteration for 48 steps; samples still on their way, or lost, go on by `anderson()`.
+
+    Plain iteration wastes nothing where the spectrum of J fills a disc, which no method with a few products a step can
+    beat; Anderson's needs no ρ(J) < 1 and far fewer steps where single eigenvalues are slow.
+    """
+    few = stop._replace(max_steps=jnp.minimum(stop.max_steps, TRIES))
+    plain = solve(f, z0, picard(), few, every=EVERY)
+    left = jnp.where(plain.status == Status.CONVERGED, 0, jnp.maximum(stop.max_steps - plain.steps, 0))
+    lost = (plain.status != Status.CONVERGED) & (plain.status != Status.MAX_STEPS)
+    start = trees.choose(lost, z0, plain.value)
+    return _second(plain, solve(f, start, anderson(), stop._replace(max_steps=left)))
+
+
+def exact(stop: Stop = Stop()) -> Adjoint:
+    """`bicgstab`, and `gmres` for samples that it leaves.  Exact; needs no ρ(J) < 1.
+
+    Args:
+        stop: as for `solve`; max_steps counts products, of each of the two.
+    """
+
+    def adjoint(matvec: Matvec, g: State, *, start: State | None = None, factors: Memory = None) -> Solution:
+        first = bicgstab(stop)(matvec, g, start=start, factors=factors)
+        left = jnp.where(first.status == Status.CONVERGED, 0, stop.max_steps)
+        usable = (first.status == Status.MAX_STEPS) | (first.status == Status.CONVERGED)
+        onward = trees.choose(usable, first.value, trees.zeros_like(g))
+        return _second(first, gmres(stop=stop._replace(max_steps=left))(matvec, g, start=onward))
+
+    return adjoint
+
+
+def _second(first: Solution, second: Solution) -> Solution:
+    """The first solution where it converged, else the second with the steps of both."""
+    done = first.status == Status.CONVERGED
+    counted = second._replace(steps=first.steps + second.steps, memory=None)
+    return trees.choose(done, first._replace(memory=None), counted)
+
+
+EXAMPLES: dict[str, Adjoint] = {"exact": exact()}
