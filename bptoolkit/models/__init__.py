@@ -11,6 +11,7 @@ from bptoolkit.models.gated import gated_cell
 from bptoolkit.models.graph import graph_cell
 from bptoolkit.models.matching import count_parameters, matched_units
 from bptoolkit.models.mlp import mlp, uniform_fan_in
+from bptoolkit.models.monotone import monotone_cell
 
 __all__ = [
     "Activation",

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from bptoolkit.fixed_point import symmetric
 from bptoolkit.models.activations import Activation, Elementwise, steepest, tanh
 from bptoolkit.models.mlp import check_sizes, dense, uniform_fan_in
 from bptoolkit.types import Cell, Key, Params
@@ -70,22 +71,17 @@ def hopfield_cell(inputs: int, units: int, outputs: int, *, activation: Activati
         )
 
     def recurrent(key: Key) -> Float[Array, "units units"]:
-        w = _symmetric(jax.random.normal(key, (units, units)))
+        w = symmetric(jax.random.normal(key, (units, units)))
         norm = jnp.linalg.norm(w, ord=2)
         return w / jnp.where(norm > 0, norm, jnp.ones_like(norm))  # one unit alone has no weight at all
 
-    cell = _cell((inputs, units, outputs), recurrent, _symmetric, activation, gain)
+    cell = _cell((inputs, units, outputs), recurrent, symmetric, activation, gain)
 
     def energy(params: Params, x: Float[Array, "*d"], z: Float[Array, "units"]) -> Float[Array, ""]:
         current = dense({"w": params["u"], "b": params["b"]}, x)
-        return -z @ _symmetric(params["w"]) @ z / 2 - current @ z + jnp.sum(potential(z))
+        return -z @ symmetric(params["w"]) @ z / 2 - current @ z + jnp.sum(potential(z))
 
     return cell._replace(energy=energy)
-
-
-def _symmetric(w: Float[Array, "n n"]) -> Float[Array, "n n"]:
-    """The symmetric part, without its diagonal."""
-    return (w + w.T) / 2 * (1 - jnp.eye(w.shape[0], dtype=w.dtype))
 
 
 def _cell(

@@ -63,7 +63,8 @@ def test_it_settles_where_plain_iteration_diverges():
 def test_an_anti_symmetric_complex_map_is_solved():
     m = jnp.array([[0.1 + 0.5j, 0.3], [-0.2j, 0.6 - 0.2j]])
     solution = solve(lambda z: m @ z + 1, jnp.zeros(2, complex), broyden(), TIGHT)
-    chex.assert_trees_all_close(solution.value, jnp.linalg.solve(jnp.eye(2, dtype=complex) - m, jnp.ones(2, complex)), rtol=1e-10)
+    right = jnp.linalg.solve(jnp.eye(2, dtype=complex) - m, jnp.ones(2, complex))
+    chex.assert_trees_all_close(solution.value, right, rtol=1e-10)
 
 
 def gradient_errors(network, adjoints):
