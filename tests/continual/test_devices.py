@@ -10,6 +10,7 @@ import pytest
 PROGRAM = """
 import json, jax, numpy as np, optax
 jax.config.update("jax_num_cpu_devices", 2)
+jax.config.update("jax_disable_most_optimizations", True)
 jax.config.update("jax_enable_x64", True)
 from bptoolkit import continual as cl, data, fixed_point as fp, learning, models
 
@@ -36,7 +37,7 @@ print(json.dumps(told))
 
 @pytest.fixture(scope="module")
 def told() -> dict:
-    done = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, timeout=300)
+    done = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 

@@ -1,0 +1,68 @@
+"""What the benchmark and the study of fixed points measure with: their problems, references and counts."""
+
+import importlib
+import sys
+from pathlib import Path
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
+
+
+@pytest.fixture(scope="module")
+def scripts():
+    """The scripts as modules; they find each other beside them."""
+    sys.path.insert(0, str(SCRIPTS))
+    yield importlib.import_module
+    sys.path.remove(str(SCRIPTS))
+
+
+@pytest.fixture(scope="module")
+def problem(scripts):
+    problems = scripts("fixed_point_problems")
+    return problems.make(problems.disc, 0.8, 6, 5)
+
+
+def test_the_reference_gradient_is_that_of_backpropagation_through_time(scripts, problem):
+    bench = scripts("bench_fixed_point")
+    w, x, c = (jnp.asarray(a, float) for a in (problem.w, problem.x, problem.c))
+    chex.assert_trees_all_close(bench.unrolled(c, bench.TOLERANCES[-1])(w, x), problem.gradient, atol=1e-9)
+
+
+def test_every_configuration_is_taken_at_the_loosest_tolerance_that_is_accurate(scripts, problem):
+    bench = scripts("bench_fixed_point")
+    w, x = jnp.asarray(problem.w, jnp.float32), jnp.asarray(problem.x, jnp.float32)
+    make = dict(bench.ours(jnp.asarray(problem.c, jnp.float32)))["bptoolkit picard + almeida_pineda"]
+    gradient, row = bench.loosest(make, w, x, problem.gradient)
+    assert row["error"] <= bench.ACCURATE
+    assert len(row["steps"]) == 2
+    looser = make(bench.TOLERANCES[bench.TOLERANCES.index(row["tolerance"]) - 1])(w, x)
+    assert np.linalg.norm(np.asarray(looser) - problem.gradient) > bench.ACCURATE * np.linalg.norm(problem.gradient)
+    assert bench.timed(gradient, w, x) > 0
+
+
+def test_a_method_that_is_never_accurate_is_said_to_fail(scripts, problem):
+    bench = scripts("bench_fixed_point")
+    found, row = bench.loosest(lambda _: lambda w, x: jnp.zeros_like(w), problem.w, problem.x, problem.gradient)
+    assert found is None
+    assert "error 1.0e+00" in row["failed"]
+
+
+@pytest.mark.parametrize("kind", ["symmetric", "random", "rotations", "tanh", "turning", "nan", "jordan"])
+def test_maps_have_the_fixed_point_that_is_claimed(scripts, kind):
+    study = scripts("study_stopping")
+    f, exact = study.drawn(kind, jax.random.key(4))
+    chex.assert_trees_all_close(f(exact), exact, atol=1e-12)
+    assert jnp.linalg.norm(f(exact + 0.1) - exact - 0.1) > 1e-3
+
+
+def test_a_method_that_always_calls_itself_converged_is_counted_wrong(scripts):
+    """Negative control for the study's counts."""
+    study = scripts("study_stopping")
+    liar = study.judged("symmetric", lambda f, z0, size: (z0, jnp.ones((), bool)), None, 3)
+    assert study.shares(liar)["wrong_10"] == 1.0
+    assert study.shares(liar)["converged"] == 3
