@@ -179,7 +179,7 @@ def _judged(path: Path, z: State, r: State, before: State, update: State, memory
     several = made.astype(size.dtype)
     shrunk = jnp.log(jnp.maximum(size, tiny) / jnp.maximum(path.size, tiny)) / several
     old = jnp.where(path.steps == 0, 0, (1 - FRESH) ** several)
-    rate = jnp.exp(old * jnp.log(jnp.maximum(path.rate, tiny)) + (1 - old) * shrunk)  # no power: they are not vectorised
+    rate = jnp.exp(old * jnp.log(jnp.maximum(path.rate, tiny)) + (1 - old) * shrunk)  # powers would not be vectorised
     to_come = moved * rate / jnp.maximum(1 - rate, CLOSEST)  # the sum of all further steps, if they shrink at this rate
     factors = (moved / jnp.maximum(change, tiny), to_come / jnp.maximum(size, tiny), FADE**several * path.factor)
     factor = reduce(jnp.maximum, factors)
