@@ -1,7 +1,16 @@
 """Krylov methods for (I − A) λ = g, where A is Jᵀ (or J in forward mode): exact adjoints that need no contraction.
 
-Each works on one vector in float32 or wider, stops as `solve` does, on an estimate of the error, and reports the true
-residual.  `steps` counts products with A.  Plain arithmetic, no LAPACK: they batch, and lower for every backend.
+Each works on one vector in float32 or wider and stops, as `solve` does, on an estimate of the error ‖λ − λ*‖:
+
+    ‖r‖ · (Σ_i ‖Δλ_i‖²/‖Δr_i‖²)^½,     r = g − (I − A) λ
+
+Where the images Δr_i of the directions are orthogonal, as in `gmres` and `cg_normal`, the sum is the squared Frobenius
+norm of (I − A)⁻¹ on all that was searched.  A mode that g hardly excites has not been searched, and is not seen.
+CONVERGED is said of the true residual alone.  `residual` and `error` are those of λ before it is rounded to a half
+precision state; λ is never worse than the start.  `steps` counts products with A and with Aᵀ, of the start's residual
+too, but not the last one, which certifies λ.  Plain arithmetic, no LAPACK: they batch, and lower for every backend.
+
+Reference for the estimate: Paige & Saunders (1982), ACM Trans. Math. Softw. 8, section 5.
 """
 
 from collections.abc import Callable
@@ -13,9 +22,9 @@ from jax import lax
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Bool, Float, Inexact, Int
 
+from bptoolkit import trees
 from bptoolkit.fixed_point.adjoints import Adjoint, Matvec
 from bptoolkit.fixed_point.solve import (
-    FADE,
     LOST,
     RUNNING,
     Rule,
@@ -33,15 +42,36 @@ __all__ = ["bicgstab", "cg_normal", "gmres"]
 Vector: TypeAlias = Inexact[Array, "n"]
 Product: TypeAlias = Callable[[Vector], Vector]
 
+HIGHEST = lax.Precision.HIGHEST  # TF32 or bfloat16 products would cost the directions their orthogonality
+SLACK = 3  # of the tolerance, once nothing but rounding can separate the true residual from the recurrence
 
-class Search(NamedTuple):
-    """One search for λ under way."""
+
+class Task(NamedTuple):
+    """The system (I − A) x = b in working precision, and when x is good enough."""
+
+    product: Product  # v ↦ (I − A) v
+    b: Vector
+    rule: Rule
+
+
+class Round(NamedTuple):
+    """An x with its true residual: where a search begins, and what it comes to."""
 
     x: Vector
-    r: Vector  # g − (I − A) x, by recurrence
+    r: Vector  # b − (I − A) x
+    steps: Int[Array, ""]
+    factor: Float[Array, ""]  # error over residual; 0 while nothing is known
+    status: Int[Array, ""]
+
+
+class Search(NamedTuple):
+    """One search for x under way."""
+
+    x: Vector
+    r: Vector  # b − (I − A) x, by recurrence
     own: Any  # what the method itself carries
     steps: Int[Array, ""]
-    factor: Float[Array, ""]  # error over residual
+    factor: Float[Array, ""]
     best: Float[Array, ""]  # smallest ‖r‖ so far
     lost: Int[Array, ""]  # products since then
     status: Int[Array, ""]
@@ -73,13 +103,14 @@ def gmres(memory: int = 20, stop: Stop = Stop()) -> Adjoint:
         image = product(p)
         length = norm(image)
         for _ in range(2):  # once more, for what rounding has left
-            weights = images.conj() @ image
-            image, p = image - weights @ images, p - weights @ directions
+            weights = jnp.matmul(images.conj(), image, precision=HIGHEST)
+            image = image - jnp.matmul(weights, images, precision=HIGHEST)
+            p = p - jnp.matmul(weights, directions, precision=HIGHEST)
         left = norm(image)
         exhausted = left <= 8 * float(jnp.finfo(r.dtype).eps) * length
         scale = jnp.where(exhausted, jnp.ones_like(left), 1 / jnp.maximum(left, jnp.finfo(left.dtype).tiny))
         image, p = image * scale.astype(r.dtype), p * scale.astype(r.dtype)
-        alpha = jnp.vdot(image, r)
+        alpha = _dot(image, r)
         following = r - alpha * image
         slot = count % memory
         little = jnp.abs(alpha) < 0.1 * norm(r)
@@ -92,24 +123,25 @@ def gmres(memory: int = 20, stop: Stop = Stop()) -> Adjoint:
 def bicgstab(stop: Stop = Stop()) -> Adjoint:
     """Stabilised bi-conjugate gradients: two products a step and seven vectors, however many steps it takes.
 
-    The residual need not fall at each step.  Breakdown, which is rare, ends as SINGULAR.
+    The residual need not fall at each step.  Breakdown, or 128 products without progress, ends as SINGULAR though
+    I − A may have an inverse: rare for ρ(A) ≤ 1, usual where the eigenvalues of I − A surround zero.
 
     Reference: van der Vorst (1992), SIAM J. Sci. Stat. Comput. 13.
     """
 
     def begin(r: Vector) -> tuple:
-        return r, r, jnp.vdot(r, r)  # the shadow residual, the direction, ⟨shadow, r⟩
+        return r, r, _dot(r, r)  # the shadow residual, the direction, ⟨shadow, r⟩
 
     def step(product: Product, x: Vector, r: Vector, own: tuple) -> tuple:
         shadow, p, rho = own
         v = product(p)
-        bottom = jnp.vdot(shadow, v)
+        bottom = _dot(shadow, v)
         alpha = _over(rho, bottom)
         s = r - alpha * v
         t = product(s)
-        omega = _over(jnp.vdot(t, s), jnp.vdot(t, t))
+        omega = _over(_dot(t, s), _dot(t, t))
         moved, following = alpha * p + omega * s, s - omega * t
-        rho_next = jnp.vdot(shadow, following)
+        rho_next = _dot(shadow, following)
         beta = _over(rho_next, rho) * _over(alpha, omega)
         broken = (jnp.abs(bottom) == 0) | ((jnp.abs(omega) == 0) & (norm(s) > 0))
         ratio = norm(moved) / jnp.maximum(norm(r - following), jnp.finfo(norm(r).dtype).tiny)
@@ -134,10 +166,10 @@ def cg_normal(stop: Stop = Stop()) -> Adjoint:
         p, before = own
         transposed = jax.linear_transpose(product, r)
         slope = transposed(r.conj())[0].conj()
-        size = jnp.vdot(slope, slope)
+        size = _dot(slope, slope)
         p = slope + _over(size, before) * p
         image = product(p)
-        alpha = _over(size, jnp.vdot(image, image))
+        alpha = _over(size, _dot(image, image))
         ratio = norm(p) / jnp.maximum(norm(image), jnp.finfo(norm(r).dtype).tiny)
         return x + alpha * p, r - alpha * image, (p, size), ratio, norm(image) == 0
 
@@ -145,61 +177,117 @@ def cg_normal(stop: Stop = Stop()) -> Adjoint:
 
 
 def _adjoint(begin: Callable, step: Callable, products: int, stop: Stop) -> Adjoint:
-    """A method as an adjoint: ravelled, widened, driven to the tolerance, certified."""
+    """A method as an adjoint: ravelled, widened, scaled to max |b| = 1, driven to the tolerance, certified.
+
+    The scale keeps squares within float32 and products within float16, whatever the size of g.
+    """
 
     def adjoint(matvec: Matvec, g: State, *, start: State | None = None, factors: Memory = None) -> Solution:
         del factors
         narrow, unravel = ravel_pytree(g)
         wide = narrow.dtype if jnp.finfo(narrow.dtype).bits >= 32 else jnp.dtype(jnp.float32)
+        unit = jnp.max(jnp.abs(narrow.astype(wide)), initial=0)
+        nothing = unit == 0
+        unit = jnp.where(nothing, jnp.ones_like(unit), unit)
         back = lambda v: unravel(v.astype(narrow.dtype))
         product = lambda v: v - ravel_pytree(matvec(back(v)))[0].astype(wide)
-        b = narrow.astype(wide)
         rule = settled_dtypes(stop, g)
-        x = jnp.zeros_like(b) if start is None else ravel_pytree(start)[0].astype(wide)
-        r = b if start is None else b - product(x)
-        used = 0 if start is None else 1
+        task = Task(product, narrow.astype(wide) / unit.astype(wide), rule._replace(atol=rule.atol / unit))
 
-        running = lambda search: search.status == RUNNING
-        first = _first(x, r, begin(r), used, rule)
-        last = lax.while_loop(running, lambda search: _advance(step, product, products, rule, search), first)
-        true = norm(b - product(last.x))
-        ahead = jnp.maximum(norm(r), jnp.finfo(true.dtype).tiny)
-        rate = (true / ahead) ** (1 / jnp.maximum(last.steps, 1).astype(true.dtype))
-        return Solution(back(last.x), true, last.steps, rate, last.status, None, true * last.factor)
+        first = _at_zero(task)
+        if start is not None:
+            given = _at(task, ravel_pytree(start)[0].astype(wide) / unit.astype(wide))
+            first = trees.choose(nothing, first, given)
+        running = lambda at: at.status == RUNNING
+        last = lax.while_loop(running, lambda at: _certified(begin, step, products, task, at), first)
+        true = norm(last.r)
+        shrunk = true / jnp.maximum(norm(first.r), jnp.finfo(true.dtype).tiny)
+        rate = shrunk ** (1 / jnp.maximum(last.steps, 1).astype(true.dtype))
+        error = true * unit * jnp.where(last.factor > 0, last.factor, 1)
+        return Solution(back(last.x * unit.astype(wide)), true * unit, last.steps, rate, last.status, None, error)
 
     return adjoint
 
 
-def _first(x: Vector, r: Vector, own: Any, used: int, rule: Rule) -> Search:
-    size = norm(r)
+def _at_zero(task: Task) -> Round:
+    """x = 0, which costs no product."""
+    return Round(jnp.zeros_like(task.b), task.b, jnp.int32(0), jnp.zeros_like(norm(task.b)), jnp.int32(RUNNING))
+
+
+def _at(task: Task, x: Vector) -> Round:
+    """Any other x, at one product."""
+    return _at_zero(task)._replace(x=x, r=task.b - task.product(x), steps=jnp.int32(1))
+
+
+def _certified(begin: Callable, step: Callable, products: int, task: Task, at: Round) -> Round:
+    """One search, judged by its true residual, from which its recurrence may have drifted.
+
+    While that halves the residual it is searched again from there; an x worse than the one before is not taken.
+    """
+    search = _first(task, at, begin(at.r), products)
+    running = lambda search: search.status == RUNNING
+    search = lax.while_loop(running, lambda search: _advance(task, step, products, search), search)
+    r = task.b - task.product(search.x)
+    size, before, ended = norm(r), norm(at.r), search.status
+    stuck = size > before / 2
+    x, r = trees.choose(size > before, (at.x, at.r), (search.x, r))
+    within = _within(task, norm(r), norm(x), search.factor / SLACK)
+    status = first_that_holds(
+        {
+            Status.NONFINITE: ~jnp.isfinite(size) | (ended == Status.NONFINITE),
+            Status.CONVERGED: (size == 0) | (within & (ended != Status.MAX_STEPS)),
+            Status.MAX_STEPS: ended == Status.MAX_STEPS,
+            Status.STALLED: stuck & (norm(r) <= _rounding(task, norm(x))),
+            Status.SINGULAR: stuck,
+        }
+    )
+    again = jnp.where(status == RUNNING, 1, 0)  # the product above is then the first of the next search
+    return Round(x, r, search.steps + again, search.factor, status)
+
+
+def _first(task: Task, at: Round, own: Any, products: int) -> Search:
+    size = norm(at.r)
     status = first_that_holds(
         {
             Status.NONFINITE: ~jnp.isfinite(size),
             Status.CONVERGED: size == 0,
-            Status.MAX_STEPS: jnp.less_equal(rule.max_steps, used),
+            Status.MAX_STEPS: at.steps + products > task.rule.max_steps,
         }
     )
-    return Search(x, r, own, jnp.int32(used), jnp.ones_like(size), size, jnp.int32(0), status)
+    return Search(at.x, at.r, own, at.steps, at.factor, size, jnp.int32(0), status)
 
 
-def _advance(step: Callable, product: Product, products: int, rule: Rule, search: Search) -> Search:
-    """One step of a method, and its judgement."""
-    x, r, own, ratio, broken = step(product, search.x, search.r, search.own)
+def _advance(task: Task, step: Callable, products: int, search: Search) -> Search:
+    """One step of a method, and its judgement by the recurrence."""
+    x, r, own, ratio, broken = step(task.product, search.x, search.r, search.own)
     size, scale = norm(r), norm(x)
-    factor = jnp.maximum(ratio, FADE * search.factor)
+    factor = jnp.hypot(search.factor, ratio)
     steps = search.steps + products
     lost = jnp.where(size < search.best, 0, search.lost + products)
-    eps = float(jnp.finfo(r.dtype).eps)
+    standing = broken | (lost >= 4 * LOST) | ((lost >= LOST) & (size <= _rounding(task, scale)))
     status = first_that_holds(
         {
             Status.NONFINITE: ~jnp.isfinite(size) | ~jnp.isfinite(scale),
-            Status.CONVERGED: (size * factor <= rule.atol + rule.rtol * scale) | (size == 0),
-            Status.STALLED: (size <= 128 * eps * scale) & ((lost >= LOST) | broken),
-            Status.SINGULAR: broken | (lost >= 4 * LOST),
-            Status.MAX_STEPS: steps + products > rule.max_steps,
+            Status.CONVERGED: _within(task, size, scale, factor) | (size == 0),
+            Status.STALLED: standing,
+            Status.MAX_STEPS: steps + products > task.rule.max_steps,
         }
     )
     return Search(x, r, own, steps, factor, jnp.minimum(size, search.best), lost, status)
+
+
+def _within(task: Task, size: Float[Array, ""], scale: Float[Array, ""], factor: Float[Array, ""]) -> Bool[Array, ""]:
+    """Whether the estimated error is within the tolerance; it is not where nothing is known of it."""
+    return (factor > 0) & (size * factor <= task.rule.atol + task.rule.rtol * scale)
+
+
+def _rounding(task: Task, scale: Float[Array, ""]) -> Float[Array, ""]:
+    """The residual that rounding alone may leave, at ‖x‖ = scale."""
+    return 128 * float(jnp.finfo(task.b.dtype).eps) * jnp.maximum(scale, norm(task.b))
+
+
+def _dot(a: Vector, b: Vector) -> Inexact[Array, ""]:
+    return jnp.vdot(a, b, precision=HIGHEST)
 
 
 def _over(a: Inexact[Array, ""], b: Inexact[Array, ""]) -> Inexact[Array, ""]:

@@ -51,14 +51,14 @@ def test_a_biased_adjoint_has_not_failed_for_being_short():
 
 
 def test_raise_raises_outside_jit():
-    relax = implicit(on_failure="raise")
+    relax = implicit(picard(), on_failure="raise")
     chex.assert_trees_all_close(relax(lambda a, z: a * z + 1, 0.5, jnp.zeros(1)).value, jnp.array([2.0]))
     with pytest.raises(Exception, match="1 of its samples did not"):
         relax(lambda a, z: a * z + 1, 2.0, jnp.zeros(1))
 
 
 def test_raise_inside_jit_is_collected_by_checkify():
-    relax = implicit(on_failure="raise")
+    relax = implicit(picard(), on_failure="raise")
     settle = jax.jit(checkify.checkify(lambda a: relax(lambda a, z: a * z + 1, a, jnp.zeros(1)).value))
     settle(0.5)[0].throw()
     with pytest.raises(checkify.JaxRuntimeError, match="A relaxation must converge"):
