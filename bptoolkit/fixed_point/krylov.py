@@ -24,6 +24,7 @@ from jaxtyping import Array, Bool, Float, Inexact, Int
 
 from bptoolkit import trees
 from bptoolkit.fixed_point.adjoints import Adjoint, Matvec
+from bptoolkit.fixed_point.batch import anyone
 from bptoolkit.fixed_point.solve import (
     LOST,
     RUNNING,
@@ -198,7 +199,7 @@ def _adjoint(begin: Callable, step: Callable, products: int, stop: Stop) -> Adjo
         if start is not None:
             given = _at(task, ravel_pytree(start)[0].astype(wide) / unit.astype(wide))
             first = trees.choose(nothing, first, given)
-        running = lambda at: at.status == RUNNING
+        running = lambda at: anyone(at.status == RUNNING)
         last = lax.while_loop(running, lambda at: _certified(begin, step, products, task, at), first)
         true = norm(last.r)
         shrunk = true / jnp.maximum(norm(first.r), jnp.finfo(true.dtype).tiny)
@@ -224,8 +225,10 @@ def _certified(begin: Callable, step: Callable, products: int, task: Task, at: R
 
     While that halves the residual it is searched again from there; an x worse than the one before is not taken.
     """
+    live = at.status == RUNNING
     search = _first(task, at, begin(at.r), products)
-    running = lambda search: search.status == RUNNING
+    search = search._replace(status=jnp.where(live, search.status, at.status))
+    running = lambda search: anyone(search.status == RUNNING)
     search = lax.while_loop(running, lambda search: _advance(task, step, products, search), search)
     r = task.b - task.product(search.x)
     size, before, ended = norm(r), norm(at.r), search.status
@@ -242,7 +245,7 @@ def _certified(begin: Callable, step: Callable, products: int, task: Task, at: R
         }
     )
     again = jnp.where(status == RUNNING, 1, 0)  # the product above is then the first of the next search
-    return Round(x, r, search.steps + again, search.factor, status)
+    return trees.choose(live, Round(x, r, search.steps + again, search.factor, status), at)
 
 
 def _first(task: Task, at: Round, own: Any, products: int) -> Search:
@@ -273,7 +276,8 @@ def _advance(task: Task, step: Callable, products: int, search: Search) -> Searc
             Status.MAX_STEPS: steps + products > task.rule.max_steps,
         }
     )
-    return Search(x, r, own, steps, factor, jnp.minimum(size, search.best), lost, status)
+    new = Search(x, r, None, steps, factor, jnp.minimum(size, search.best), lost, status)
+    return trees.choose(search.status == RUNNING, new, search._replace(own=None))._replace(own=own)
 
 
 def _within(task: Task, size: Float[Array, ""], scale: Float[Array, ""], factor: Float[Array, ""]) -> Bool[Array, ""]:

@@ -1,9 +1,9 @@
 """Newton's method for z = f(z), each linear system solved by products with the Jacobian alone."""
 
 import jax
+import jax.numpy as jnp
 import optax
 
-from bptoolkit import trees
 from bptoolkit.fixed_point.adjoints import Adjoint
 from bptoolkit.fixed_point.krylov import gmres
 from bptoolkit.fixed_point.solve import Stop
@@ -28,9 +28,10 @@ def newton_krylov(linear: Adjoint | None = None) -> Solver:
     """
     linear = gmres(stop=Stop(rtol=1e-2, max_steps=100)) if linear is None else linear
 
-    def update(updates, state, params=None, **extra) -> tuple[PyTree, PyTree]:  # optax's names: r, nothing, z
-        push = jax.linearize(extra["f"], params)[1]
-        return linear(push, trees.scale(-1.0, updates)).value, state
+    def update(updates, state, params=None, *, live=True, **extra) -> tuple[PyTree, PyTree]:
+        push = jax.linearize(extra["f"], params)[1]  # optax's names: the residual, nothing, and z
+        awaited = jax.tree.map(lambda r: jnp.where(live, -r, jnp.zeros_like(r)), updates)  # zero costs no products
+        return linear(push, awaited).value, state
 
     return optax.GradientTransformationExtraArgs(lambda params: optax.EmptyState(), update)
 

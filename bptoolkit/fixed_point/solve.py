@@ -21,6 +21,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from bptoolkit import trees
+from bptoolkit.fixed_point.batch import anyone, masking
 from bptoolkit.fixed_point.solvers import Solver, picard
 from bptoolkit.types import Memory, State
 
@@ -131,13 +132,20 @@ def solve(
     solver = optax.with_extra_args_support(picard() if solver is None else solver)
     check_map(f, z0)
     rule = settled_dtypes(stop, z0)
-    go_on = partial(advance, f, partial(solver.update, f=f, **extra), rule)
+    update = partial(masking(solver.update), f=f, **extra)
+
+    def go_on(path: Path, silent: int | Int[Array, ""]) -> Path:
+        live = path.status == RUNNING
+        new = advance(f, partial(update, live=live), rule, path, silent)
+        judged, before = new._replace(memory=None), path._replace(memory=None)
+        return trees.choose(live, judged, before)._replace(memory=new.memory)
+
     path = begin(f, z0, solver, rule)
     if every > 1:  # the odd steps come first, so that exactly max_steps can be made
-        odd = (jnp.maximum(rule.max_steps, 1) - 1) % every
-        path = trees.choose(path.status == RUNNING, go_on(path, odd), path)
-    running = lambda path: path.status == RUNNING
-    return report(lax.while_loop(running, lambda path: go_on(path, every - 1), path))
+        path = go_on(path, (jnp.maximum(rule.max_steps, 1) - 1) % every)
+    return report(
+        lax.while_loop(lambda path: anyone(path.status == RUNNING), lambda path: go_on(path, every - 1), path)
+    )
 
 
 def begin(f: Callable[[State], State], z0: State, solver: Solver, stop: "Rule") -> Path:
@@ -164,7 +172,8 @@ def advance(f, update: Callable, stop: "Rule", path: Path, silent: int | Int[Arr
         z = jax.tree.map(jnp.add, z, change)
         return z, trees.subtract(z, f(z)), memory
 
-    z, r, memory = lax.fori_loop(0, silent, move, (path.z, path.r, path.memory))
+    start = path.z, path.r, path.memory
+    z, r, memory = start if isinstance(silent, int) and silent == 0 else lax.fori_loop(0, silent, move, start)
     change, memory = update(r, memory, z)
     z = jax.tree.map(jnp.add, z, change)
     return _judged(path, z, trees.subtract(z, f(z)), r, change, memory, jnp.int32(silent) + 1, stop)

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax.flatten_util import ravel_pytree
-from jaxtyping import Array, Float, Inexact, Int
+from jaxtyping import Array, Bool, Float, Inexact, Int
 
 from bptoolkit.types import PyTree
 
@@ -58,9 +58,9 @@ def relaxation(dt: Float[Array, ""] | float = 0.5) -> Solver:
 
 
 class History(NamedTuple):
-    """The last iterates of one relaxation, newest in `slot(count − 1)`; rows not yet written are zero."""
+    """The last iterates of one relaxation, newest in row (count − 1) mod depth; rows not yet written are zero."""
 
-    z: Inexact[Array, "depth n"]
+    f: Inexact[Array, "depth n"]  # f(z_i) = z_i − r_i
     r: Inexact[Array, "depth n"]
     gram: Inexact[Array, "depth depth"]  # ⟨r_i, r_j⟩
     count: Int[Array, ""]
@@ -86,50 +86,69 @@ def anderson(depth: int = 5, ridge: float = 1e-8) -> Solver:
         rows = jnp.zeros((depth, *flat.shape), flat.dtype)
         return History(rows, rows, jnp.zeros((depth, depth), flat.dtype), jnp.int32(0))
 
-    def update(updates: PyTree, state: PyTree, params: PyTree = None, **extra) -> tuple[PyTree, History]:
+    def update(
+        updates: PyTree, state: PyTree, params: PyTree = None, *, live: Bool[Array, ""] | bool = True, **extra
+    ) -> tuple[PyTree, History]:
         del extra  # optax's names: the residual, the history, and z
         flat, unravel = ravel_pytree(params)
-        past = _remember(state, flat, ravel_pytree(updates)[0])
-        w = _mixing_weights(past, ridge)
-        return unravel(w @ (past.z - past.r) - flat), past  # f(z_i) = z_i − r_i
+        past = _remember(state, flat, ravel_pytree(updates)[0], live)
+        return unravel(_mixing_weights(past, ridge) @ past.f - flat), past
 
     return optax.GradientTransformationExtraArgs(init, update)
 
 
-def _remember(past: History, z: Inexact[Array, "n"], r: Inexact[Array, "n"]) -> History:
-    """Overwrite the oldest iterate, and its row and column of the Gram matrix."""
+def _remember(past: History, z: Inexact[Array, "n"], r: Inexact[Array, "n"], live: Bool[Array, ""] | bool) -> History:
+    """Overwrite the oldest iterate, and its row and column of the Gram matrix; count alone goes on where not live.
+
+    So all samples of a batch write to the same slot, which is an update in place and no scatter.
+    """
     slot = past.count % past.r.shape[0]
-    rows = past.r.at[slot].set(r)
+    rows = past.r.at[slot].set(jnp.where(live, r, past.r[slot]))
+    images = past.f.at[slot].set(jnp.where(live, z - r, past.f[slot]))
     row = rows.conj() @ r
     gram = past.gram.at[:, slot].set(row).at[slot, :].set(row.conj())
-    return History(past.z.at[slot].set(z), rows, gram, past.count + 1)
+    return History(images, rows, jnp.where(live, gram, past.gram), past.count + 1)
 
 
 def _mixing_weights(past: History, ridge: float) -> Inexact[Array, "depth"]:
-    """Solve (G + ridge · diag G) w ∝ 1 over the rows written so far."""
-    depth, dtype = past.gram.shape[0], past.gram.dtype
-    written = jnp.arange(depth, dtype=jnp.int32) < past.count
-    size = jnp.sqrt(jnp.diagonal(past.gram).real)
-    size = jnp.where(written & (size > 0), size, jnp.ones_like(size)).astype(dtype)  # a zero residual: already there
-    cosine = past.gram / (size[:, None] * size[None, :])
-    softened = cosine + max(ridge, 4 * float(jnp.finfo(dtype).eps)) * jnp.eye(depth, dtype=dtype)
-    softened = jnp.where(written[:, None] & written[None, :], softened, jnp.eye(depth, dtype=dtype))
-    w = _eliminate(softened, jnp.where(written, 1 / size, jnp.zeros_like(size))) / size
-    return w / jnp.sum(w)
+    """Solve (G + ridge · diag G) w ∝ 1 over the rows written so far, as (C + ridge) (s w) ∝ 1/s with s² = diag G.
 
-
-def _eliminate(a: Inexact[Array, "n n"], b: Inexact[Array, "n"]) -> Inexact[Array, "n"]:
-    """Solve a x = b for a small positive definite a of unit diagonal, by Gauss and Jordan, which needs no pivots then.
-
-    Plain arithmetic: it fuses and batches, and LAPACK's batched routines can block each other for ever where seeds lie
-    on several CPU devices (jaxlib 0.10: they wait inside the thread pool that they need).
+    Number by number: a batch then lies along the vector units in one fused loop, where arrays of depth × depth would
+    not fill them.
     """
-    table = jnp.concatenate([a, b[:, None]], axis=1)
-    for k in range(len(b)):
-        pivot = jnp.maximum(table[k, k].real, jnp.finfo(a.dtype).eps)
-        row = table[k] / pivot.astype(a.dtype)
-        table = (table - table[:, k, None] * row).at[k].set(row)
-    return table[:, -1]
+    dtype = past.gram.dtype
+    least = float(jnp.finfo(dtype).eps)
+    sizes = [jnp.sqrt(past.gram[i, i].real) for i in range(len(past.gram))]
+    written = [jnp.where(i < past.count, jnp.ones_like(size), jnp.zeros_like(size)) for i, size in enumerate(sizes)]
+    inverse = [jnp.where(size > 0, 1 / size, here) for size, here in zip(sizes, written, strict=True)]
+    cosine = [[past.gram[i, j] * (inverse[i] * inverse[j]).astype(dtype) for j in range(i)] for i in range(len(sizes))]
+    one = jnp.full_like(sizes[0], 1 + max(ridge, 4 * least))
+    solved = _eliminate(cosine, one, [x.astype(dtype) for x in inverse], least)
+    w = [x * scale for x, scale in zip(solved, inverse, strict=True)]
+    return jnp.stack(w) / sum(w)
+
+
+def _eliminate(below: list[list], diagonal: Float[Array, ""], right: list, least: float) -> list:
+    """Solve a x = right, a Hermitian positive definite, by Gauss, which needs no pivots then.
+
+    LAPACK's batched routines can block each other for ever where seeds lie on several CPU devices (jaxlib 0.10: they
+    wait inside the thread pool that they need).
+    """
+    n, below, right = len(right), [list(row) for row in below], list(right)
+    diagonals = [diagonal] * n
+    for k in range(n):
+        inverse = 1 / jnp.maximum(diagonals[k], least)
+        for i in range(k + 1, n):
+            share = below[i][k] * inverse
+            diagonals[i] = diagonals[i] - (share * below[i][k].conj()).real
+            for j in range(k + 1, i):
+                below[i][j] = below[i][j] - share * below[j][k].conj()
+            right[i] = right[i] - share * right[k]
+    for k in reversed(range(n)):
+        for j in range(k + 1, n):
+            right[k] = right[k] - below[j][k].conj() * right[j]
+        right[k] = right[k] / jnp.maximum(diagonals[k], least)
+    return right
 
 
 EXAMPLES: dict[str, Solver] = {

@@ -1,0 +1,46 @@
+"""Loops that end together under `vmap`: what has ended is masked, and nothing else is selected.
+
+`lax.while_loop` with a predicate of its own for each sample of a batch selects every array it carries at every step,
+old or new: a history of m vectors is then read and written whole, m times what a step needs.  Here the predicate is one
+for the whole batch (`anyone`), and the body keeps what a sample ended with.
+"""
+
+import inspect
+from collections.abc import Callable
+
+import jax.numpy as jnp
+from jax.custom_batching import custom_vmap
+from jaxtyping import Array, Bool
+
+from bptoolkit import trees
+from bptoolkit.types import Memory, State
+
+__all__ = ["anyone", "masking"]
+
+
+@custom_vmap
+def anyone(running: Bool[Array, ""]) -> Bool[Array, ""]:
+    """Whether this sample, or any other in the batches of all `vmap`s around it, is running."""
+    return running
+
+
+@anyone.def_vmap
+def _(size: int, batched: list[bool], running: Bool[Array, "b"]) -> tuple[Bool[Array, ""], bool]:
+    del size, batched
+    return anyone(jnp.any(running, axis=0)), False
+
+
+def masking(update: Callable) -> Callable[..., tuple[State, Memory]]:
+    """A solver's update whose memory stays as it is where the keyword `live` is False.
+
+    An update that names `live` sees to that itself, at the price of what it has written; of any other the whole memory
+    is selected.
+    """
+    if "live" in inspect.signature(update).parameters:
+        return update
+
+    def masked(r: State, memory: Memory, z: State, *, live: Bool[Array, ""], **extra) -> tuple[State, Memory]:
+        change, new = update(r, memory, z, **extra)
+        return change, trees.choose(live, new, memory)
+
+    return masked
