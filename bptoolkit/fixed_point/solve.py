@@ -32,7 +32,7 @@ PATIENCE = 8  # steps in a row before a cycle or a standstill is believed
 LOST = 32  # steps without a smaller residual, once it is at the level of rounding
 CLOSEST = 3e-4  # to one that an estimated rate is believed to be
 FRESH = 0.25  # weight of the newest step in the estimated rate
-FADE = 0.8  # per step, of the largest error-to-residual factor seen: one lucky step must not end the search
+FADE = 0.87  # per step, of the largest error-to-residual factor seen: one lucky step must not end the search
 
 
 class Stop(NamedTuple):
