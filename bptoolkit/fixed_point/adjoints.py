@@ -33,18 +33,22 @@ class Biased(NamedTuple):
         return self.adjoint(matvec, g, start=start, factors=factors)
 
 
-def almeida_pineda(solver: Solver | None = None, stop: Stop = Stop(), *, every: int = 1) -> Adjoint:
+def almeida_pineda(
+    solver: Solver | None = None, stop: Stop = Stop(), *, every: int = 1, compact: int | None = None
+) -> Adjoint:
     """Relax λ ← Jᵀλ + g from λ₀ = g, on the same solvers and stopping rule as the forward network.
 
     Jᵀ has the eigenvalues of J, so this converges wherever the forward relaxation by the same solver is stable.
-    K steps of `picard()` are the Neumann series up to (Jᵀ)^K g.  Exact.  `every`: see `solve`.
+    K steps of `picard()` are the Neumann series up to (Jᵀ)^K g.  Exact.  `every`, `compact`: see
+    `solve`.
 
     Reference: Almeida (1987), IEEE ICNN; Pineda (1987), Physical Review Letters 59.
     """
 
     def adjoint(matvec: Matvec, g: State, *, start: State | None = None, factors: Memory = None) -> Solution:
         del factors
-        return solve(lambda v: trees.add(matvec(v), g), g if start is None else start, solver, stop, every=every)
+        step = lambda v: trees.add(matvec(v), g)
+        return solve(step, g if start is None else start, solver, stop, every=every, compact=compact)
 
     return adjoint
 

@@ -20,18 +20,18 @@ TRIES = 48  # plain steps before Anderson's, which cost about three times as muc
 EVERY = 3  # plain steps between two judgements
 
 
-def settle(f: Callable[[State], State], z0: State, stop: Stop = Stop()) -> Solution:
+def settle(f: Callable[[State], State], z0: State, stop: Stop = Stop(), *, compact: int | None = None) -> Solution:
     """Plain iteration for 48 steps; samples still on their way, or lost, go on by `anderson()`.
 
     Plain iteration wastes nothing where the spectrum of J fills a disc, which no method with a few products a step can
-    beat; Anderson's needs no ρ(J) < 1 and far fewer steps where single eigenvalues are slow.
+    beat; Anderson's needs no ρ(J) < 1 and far fewer steps where single eigenvalues are slow.  `compact`: see `solve`.
     """
     few = stop._replace(max_steps=jnp.minimum(stop.max_steps, TRIES))
-    plain = solve(f, z0, picard(), few, every=EVERY)
+    plain = solve(f, z0, picard(), few, every=EVERY, compact=compact)
     left = jnp.where(plain.status == Status.CONVERGED, 0, jnp.maximum(stop.max_steps - plain.steps, 0))
     lost = (plain.status != Status.CONVERGED) & (plain.status != Status.MAX_STEPS)
     start = trees.choose(lost, z0, plain.value)
-    return _second(plain, solve(f, start, anderson(), stop._replace(max_steps=left)))
+    return _second(plain, solve(f, start, anderson(), stop._replace(max_steps=left), compact=compact))
 
 
 def exact(stop: Stop = Stop()) -> Adjoint:

@@ -8,6 +8,7 @@ for the whole batch (`anyone`), and the body keeps what a sample ended with.
 import inspect
 from collections.abc import Callable
 
+import jax
 import jax.numpy as jnp
 from jax.custom_batching import custom_vmap
 from jaxtyping import Array, Bool
@@ -15,7 +16,7 @@ from jaxtyping import Array, Bool
 from bptoolkit import trees
 from bptoolkit.types import Memory, State
 
-__all__ = ["anyone", "masking"]
+__all__ = ["anyone", "masking", "shared"]
 
 
 @custom_vmap
@@ -44,3 +45,10 @@ def masking(update: Callable) -> Callable[..., tuple[State, Memory]]:
         return change, trees.choose(live, new, memory)
 
     return masked
+
+
+def shared(update: Callable, memory: Memory) -> Memory:
+    """Which leaves of one sample's memory are one for the whole batch: the counters of an update that names `live`."""
+    counts = lambda leaf: jnp.ndim(leaf) == 0 and jnp.issubdtype(jnp.result_type(leaf), jnp.integer)
+    own = "live" in inspect.signature(update).parameters
+    return jax.tree.map(lambda leaf: own and counts(leaf), memory)

@@ -56,6 +56,7 @@ def implicit(
     stop: Stop = Stop(),
     *,
     every: int = 1,
+    compact: int | None = None,
     on_failure: Policy = "flag",
 ) -> Relaxation:
     """Settle by `solver`, differentiate by `adjoint`: memory does not grow with the steps.
@@ -77,6 +78,7 @@ def implicit(
             products than `almeida_pineda()` and needs no ρ(J) < 1.
         stop: when the forward relaxation ends.
         every: steps of the forward relaxation between two judgements of its error; see `solve`.
+        compact: smallest batch to which samples still on their way forward are gathered; see `solve`.
         on_failure: what becomes of a sample whose forward or backward relaxation did not converge: "flag" leaves
             value and gradient as they are, and the status tells; "nan" makes them NaN; "zero" makes the gradient that
             passes the settled state zero, as the PDP software abandoned such patterns (a readout's own gradient
@@ -103,9 +105,9 @@ def implicit(
         told = {} if extra is None else extra(frozen[0])
         still = lambda z: traced(frozen[0], z, *frozen[1])
         if solver is None:
-            settled = automatic.settle(still, unravel(flat), stop)
+            settled = automatic.settle(still, unravel(flat), stop, compact=compact)
         else:
-            settled = solve(still, unravel(flat), solver, stop, every=every, **told)
+            settled = solve(still, unravel(flat), solver, stop, every=every, compact=compact, **told)
         aside = Aside(start, lax.stop_gradient(settled.memory), settled.status == Status.CONVERGED)
         fixed = _differentiable(step, _under(on_failure, adjoint))
         value = unravel(fixed(args, probe, aside, ravel_pytree(settled.value)[0]))

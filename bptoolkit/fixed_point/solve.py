@@ -21,7 +21,8 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from bptoolkit import trees
-from bptoolkit.fixed_point.batch import anyone, masking
+from bptoolkit.fixed_point.batch import anyone, masking, shared
+from bptoolkit.fixed_point.compact import until_all_end
 from bptoolkit.fixed_point.solvers import Solver, picard
 from bptoolkit.types import Memory, State
 
@@ -108,6 +109,7 @@ def solve(
     stop: Stop = Stop(),
     *,
     every: int = 1,
+    compact: int | None = None,
     **extra,
 ) -> Solution:
     """Settle z = f(z) from z0, for ONE example; batches by `jax.vmap`, in which each sample ends on its own.
@@ -119,16 +121,22 @@ def solve(
         stop: see `Stop`.
         every: steps between two judgements of the error.  Judging costs some passes over the state, which shows
             beside products of few hundred units; the price of a larger number is up to every − 1 steps too many.
+        compact: under `vmap`, gather the samples that are still on their way whenever their number has halved, down to
+            batches of this size, so that the cost follows the work.  Pays where a few of many samples are slow and f
+            is dear; each size is compiled on its own.  Products of other shapes round differently: samples then
+            touch each other by rounding.  If left out, the whole batch goes on until the last sample has ended.
         extra: further keyword arguments for `solver.update`, such as the `resolvent` of operator splitting.
 
     Returns:
         Solution; check `status`.  Not differentiable: see `implicit` and `unrolled`.
 
     Raises:
-        ValueError: f returns other shapes or dtypes than it was given; every below 1.
+        ValueError: f returns other shapes or dtypes than it was given; every or compact below 1.
     """
     if every < 1:
         raise ValueError(f"every must be at least 1, got {every}. Take 1 to judge each step.")
+    if compact is not None and compact < 1:
+        raise ValueError(f"compact must be at least 1, got {compact}. Leave it out for no compaction.")
     solver = optax.with_extra_args_support(picard() if solver is None else solver)
     check_map(f, z0)
     rule = settled_dtypes(stop, z0)
@@ -143,9 +151,11 @@ def solve(
     path = begin(f, z0, solver, rule)
     if every > 1:  # the odd steps come first, so that exactly max_steps can be made
         path = go_on(path, (jnp.maximum(rule.max_steps, 1) - 1) % every)
-    return report(
-        lax.while_loop(lambda path: anyone(path.status == RUNNING), lambda path: go_on(path, every - 1), path)
-    )
+    running = lambda path: path.status == RUNNING
+    if compact is None:
+        return report(lax.while_loop(lambda path: anyone(running(path)), lambda path: go_on(path, every - 1), path))
+    common = jax.tree.map(lambda _: False, path)._replace(memory=shared(solver.update, path.memory))
+    return report(until_all_end(lambda path: go_on(path, every - 1), running, path, common, compact))
 
 
 def begin(f: Callable[[State], State], z0: State, solver: Solver, stop: "Rule") -> Path:
