@@ -94,7 +94,8 @@ def judged(config: Config, name: str, exact, found, steps, status) -> dict:
     """Medians over the nets of what one adjoint reached and cost, with the quartiles of its error."""
     found, size = np.asarray(found, np.float64), np.linalg.norm(exact, axis=1)
     error = np.linalg.norm(found - exact, axis=1) / size
-    cosine = np.sum(found * exact, axis=1) / (size * np.linalg.norm(found, axis=1))
+    length = np.linalg.norm(found, axis=1)  # 0 where an adjoint gave up: no direction, which counts as a cosine of 0
+    cosine = np.sum(found * exact, axis=1) / (size * np.where(length > 0, length, 1))
     low, middle, high = np.quantile(error, (0.25, 0.5, 0.75))
     return {
         "products": config.units if name == "dense" else float(np.median(steps)),
