@@ -16,12 +16,14 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 from jax.flatten_util import ravel_pytree
+from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Inexact
 
 from bptoolkit import trees
 from bptoolkit.fixed_point import automatic
 from bptoolkit.fixed_point.adjoints import Adjoint, Biased
 from bptoolkit.fixed_point.failure import Policy, adjoint_or, check_policy, settled_or
+from bptoolkit.fixed_point.precision import settled_narrowly
 from bptoolkit.fixed_point.solve import (
     RUNNING,
     Solution,
@@ -57,6 +59,7 @@ def implicit(
     *,
     every: int = 1,
     compact: int | None = None,
+    coarse: DTypeLike | None = None,
     on_failure: Policy = "flag",
 ) -> Relaxation:
     """Settle by `solver`, differentiate by `adjoint`: memory does not grow with the steps.
@@ -79,6 +82,8 @@ def implicit(
         stop: when the forward relaxation ends.
         every: steps of the forward relaxation between two judgements of its error; see `solve`.
         compact: smallest batch to which samples still on their way forward are gathered; see `solve`.
+        coarse: dtype of a first relaxation, from whose end the one in the state's own dtype starts: `jnp.float32` where
+            the state is float64.  f must then compute in the dtype of its arguments, and close over nothing wide.
         on_failure: what becomes of a sample whose forward or backward relaxation did not converge: "flag" leaves
             value and gradient as they are, and the status tells; "nan" makes them NaN; "zero" makes the gradient that
             passes the settled state zero, as the PDP software abandoned such patterns (a readout's own gradient
@@ -104,16 +109,30 @@ def implicit(
         frozen = lax.stop_gradient(args)
         told = {} if extra is None else extra(frozen[0])
         still = lambda z: traced(frozen[0], z, *frozen[1])
-        if solver is None:
-            settled = automatic.settle(still, unravel(flat), stop, compact=compact)
-        else:
-            settled = solve(still, unravel(flat), solver, stop, every=every, compact=compact, **told)
+        run = partial(_run, solver, every=every, compact=compact, **told)
+        settled = _settled(run, f, args[0], still, unravel(flat), stop, coarse)
         aside = Aside(start, lax.stop_gradient(settled.memory), settled.status == Status.CONVERGED)
         fixed = _differentiable(step, _under(on_failure, adjoint))
         value = unravel(fixed(args, probe, aside, ravel_pytree(settled.value)[0]))
         return settled_or(on_failure, lax.stop_gradient(settled)._replace(value=value))
 
     return relax
+
+
+def _run(solver: Solver | None, f: Callable, z0: State, stop: Stop, *, every: int, compact: int | None, **told):
+    """Settle by the solver, or by the library's choice."""
+    if solver is None:
+        return automatic.settle(f, z0, stop, compact=compact)
+    return solve(f, z0, solver, stop, every=every, compact=compact, **told)
+
+
+def _settled(run: Callable, f: Map, args: PyTree, still: Callable, z0: State, stop: Stop, coarse) -> Solution:
+    """The forward relaxation, on the last digits only where a coarse one has found the others."""
+    if coarse is None:
+        return run(still, z0, stop)
+    start, made = settled_narrowly(f, args, z0, coarse, stop, run)
+    settled = run(still, start, stop._replace(max_steps=jnp.maximum(stop.max_steps - made, 0)))
+    return settled._replace(steps=settled.steps + made)
 
 
 class Aside(NamedTuple):
