@@ -5,10 +5,11 @@ Under `vmap` the second loop makes no steps where the first has settled all samp
 
 from collections.abc import Callable
 
+import jax
 import jax.numpy as jnp
 
 from bptoolkit import trees
-from bptoolkit.fixed_point.adjoints import Adjoint, Matvec
+from bptoolkit.fixed_point.adjoints import SMALL, Adjoint, Matvec, dense
 from bptoolkit.fixed_point.krylov import bicgstab, gmres
 from bptoolkit.fixed_point.solve import Solution, Status, Stop, solve
 from bptoolkit.fixed_point.solvers import anderson, picard
@@ -35,13 +36,17 @@ def settle(f: Callable[[State], State], z0: State, stop: Stop = Stop(), *, compa
 
 
 def exact(stop: Stop = Stop()) -> Adjoint:
-    """`bicgstab`, and `gmres` for samples that it leaves.  Exact; needs no ρ(J) < 1.
+    """`dense` for states of up to 8 values; else `bicgstab`, and `gmres` for samples that it leaves.
+
+    Exact; needs no ρ(J) < 1.
 
     Args:
         stop: as for `solve`; max_steps counts products, of each of the two.
     """
 
     def adjoint(matvec: Matvec, g: State, *, start: State | None = None, factors: Memory = None) -> Solution:
+        if sum(leaf.size for leaf in jax.tree.leaves(g)) <= SMALL:
+            return dense()(matvec, g)
         first = bicgstab(stop)(matvec, g, start=start, factors=factors)
         left = jnp.where(first.status == Status.CONVERGED, 0, stop.max_steps)
         usable = (first.status == Status.MAX_STEPS) | (first.status == Status.CONVERGED)

@@ -51,13 +51,22 @@ def test_the_default_gradient_is_exact_where_plain_relaxation_has_none():
 
 
 def test_gmres_takes_up_what_bicgstab_leaves():
-    """A turn by 90° breaks stabilised bi-conjugate gradients: ⟨shadow, (I − A) shadow⟩ is zero."""
-    quarter = jnp.eye(2) - jnp.array([[0.0, -1.0], [1.0, 0.0]])
-    g = jnp.array([1.0, 0.0])
+    """Turns by 90° break stabilised bi-conjugate gradients: ⟨shadow, (I − A) shadow⟩ is zero."""
+    quarter = jnp.eye(10) - jnp.kron(jnp.eye(5), jnp.array([[0.0, -1.0], [1.0, 0.0]]))
+    g = jnp.eye(10)[0]
     assert bicgstab()(lambda v: quarter @ v, g).status != Status.CONVERGED
     solution = exact()(lambda v: quarter @ v, g)
     assert solution.status == Status.CONVERGED
-    chex.assert_trees_all_close(solution.value, jnp.linalg.solve(jnp.eye(2) - quarter, g), atol=1e-9)
+    chex.assert_trees_all_close(solution.value, jnp.linalg.solve(jnp.eye(10) - quarter, g), atol=1e-9)
+
+
+@pytest.mark.parametrize(("n", "eliminated"), [(8, True), (10, False)])
+def test_small_states_are_eliminated(n, eliminated):
+    """Elimination reports one step; a Krylov method two products or more on the turns above."""
+    quarter = jnp.eye(n) - jnp.kron(jnp.eye(n // 2), jnp.array([[0.0, -1.0], [1.0, 0.0]]))
+    solution = exact()(lambda v: quarter @ v, jnp.eye(n)[0])
+    assert solution.status == Status.CONVERGED
+    assert (solution.steps == 1) == eliminated
 
 
 def test_samples_of_a_batch_are_as_alone(network):
