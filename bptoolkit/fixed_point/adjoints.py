@@ -117,7 +117,7 @@ def one_step() -> Biased:
 def dense() -> Adjoint:
     """Form Jᵀ and solve (I − Jᵀ) λ = g by elimination.  Exact; n products and O(n³) for n state values.
 
-    For small states.  Up to 8 values it is Gauss and Jordan's, whose steps are shared by all samples of a batch; beyond, LAPACK's LU.
+    For small states.  Up to 8 values it is Gauss and Jordan's, whose steps a batch shares; beyond, LAPACK's LU.
     """
 
     def adjoint(matvec: Matvec, g: State, *, start: State | None = None, factors: Memory = None) -> Solution:
