@@ -2,7 +2,8 @@
 
 `solve` drives a solver and judges the end; `solvers`, `chebyshev`, `quasi_newton`, `newton` and `splitting` move the
 state; `adjoints` and `krylov` solve the transposed network; `relax` joins both into something differentiable, with
-`automatic` for what is not said and `failure` for what has failed; `diagnose` and `stability` look at the spectrum.
+`automatic` for what is not said and `failure` for what has failed; `unrolled` goes through the steps themselves;
+`diagnose` and `stability` look at the spectrum.
 """
 
 from bptoolkit.fixed_point.adjoints import Adjoint, Biased, almeida_pineda, dense, neumann, one_step, phantom
@@ -23,7 +24,7 @@ from bptoolkit.fixed_point.failure import Policy, require
 from bptoolkit.fixed_point.krylov import bicgstab, cg_normal, gmres
 from bptoolkit.fixed_point.newton import newton_krylov
 from bptoolkit.fixed_point.quasi_newton import broyden, shine
-from bptoolkit.fixed_point.relax import Relaxation, implicit, new_probe, unrolled, value_and_grad
+from bptoolkit.fixed_point.relax import Relaxation, implicit, new_probe, value_and_grad
 from bptoolkit.fixed_point.solve import Solution, Status, Stop, solve
 from bptoolkit.fixed_point.solvers import Solver, anderson, damped, picard, relaxation
 from bptoolkit.fixed_point.splitting import Resolvent, forward_backward, peaceman_rachford
@@ -38,10 +39,12 @@ from bptoolkit.fixed_point.stability import (
     spectral_normalise,
     symmetric,
 )
+from bptoolkit.fixed_point.unrolled import BiasedRelaxation, unrolled
 
 __all__ = [
     "Adjoint",
     "Biased",
+    "BiasedRelaxation",
     "Diagnosis",
     "GradientCheck",
     "Policy",

@@ -1,4 +1,4 @@
-"""Differentiable relaxation of z = f(args, z): by the implicit function theorem, or through the steps themselves.
+"""Differentiable relaxation of z = f(args, z) by the implicit function theorem.
 
 At the fixed point dz* = J dz* + (∂f/∂args) dargs, so forward mode solves with I − J and reverse mode with I − Jᵀ:
 
@@ -13,7 +13,6 @@ from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
-import optax
 from jax import lax
 from jax.flatten_util import ravel_pytree
 from jax.typing import DTypeLike
@@ -24,23 +23,11 @@ from bptoolkit.fixed_point import automatic
 from bptoolkit.fixed_point.adjoints import Adjoint, Biased
 from bptoolkit.fixed_point.failure import Policy, adjoint_or, check_policy, settled_or
 from bptoolkit.fixed_point.precision import settled_narrowly
-from bptoolkit.fixed_point.solve import (
-    RUNNING,
-    Solution,
-    Status,
-    Stop,
-    advance,
-    begin,
-    check_map,
-    norm,
-    report,
-    settled_dtypes,
-    solve,
-)
-from bptoolkit.fixed_point.solvers import Solver, picard
+from bptoolkit.fixed_point.solve import Solution, Status, Stop, check_map, norm, solve
+from bptoolkit.fixed_point.solvers import Solver
 from bptoolkit.types import Memory, PyTree, State
 
-__all__ = ["Relaxation", "implicit", "new_probe", "unrolled", "value_and_grad"]
+__all__ = ["Relaxation", "implicit", "new_probe", "value_and_grad"]
 
 Map: TypeAlias = Callable[[Any, State], State]
 Relaxation: TypeAlias = Callable[..., Solution]  # (f, args, z0, *, stop, start, probe, extra)
@@ -202,49 +189,6 @@ def _tangent(linear, pushed: Inexact[Array, "n"], probe: Probe, adjoint, start) 
     return lax.custom_linear_solve(apply, join(pushed, probe), forward, backward)[:n].astype(narrow)
 
 
-def unrolled(steps: int, solver: Solver | None = None) -> Relaxation:
-    """Make exactly `steps` updates and differentiate through each of them: backpropagation through time.
-
-    The reference that implicit gradients are held against; memory grows with the steps.  The result has the form
-    that `implicit` describes; `start` and the tolerance of `stop` play no part in its value, only in its status.
-    Its backward report is (steps, NaN, NaN, MAX_STEPS, NaN): nothing is solved, so nothing is known to have converged.
-    """
-    if steps < 1:
-        raise ValueError(f"steps must be at least 1, got {steps}. Take as many as the network needs to settle.")
-    solver = optax.with_extra_args_support(picard() if solver is None else solver)
-
-    def relax(
-        f: Map, args: PyTree, z0: State, *, stop: Stop = Stop(), start: State = None, probe=None, extra=None
-    ) -> Solution:
-        del start
-        check_map(lambda z: f(args, z), z0)
-        judged = settled_dtypes(stop, z0)
-        endless = judged._replace(max_steps=jnp.int32(steps + 1))
-        step = lambda z: f(args, z)
-        told = {} if extra is None else extra(args)
-        walk = lambda path, _: (advance(step, partial(solver.update, f=step, **told), endless, path), None)
-        path = lax.scan(walk, begin(step, z0, solver, endless), length=steps)[0]
-        failed = jnp.where(path.status == RUNNING, jnp.int32(Status.MAX_STEPS), path.status)
-        solution = report(path._replace(status=failed))
-        value = solution.value if probe is None else _stamp(solution.value, probe, steps)
-        return lax.stop_gradient(solution)._replace(value=value)
-
-    return relax
-
-
-def _stamp(z: State, probe: Probe, steps: int) -> State:
-    """The identity on z; the probe's gradient becomes the report of a backward pass that solves nothing."""
-
-    @jax.custom_vjp
-    def stamp(z, probe):
-        del probe
-        return z
-
-    note = jnp.array([steps, jnp.nan, jnp.nan, Status.MAX_STEPS, jnp.nan], probe.dtype)
-    stamp.defvjp(lambda z, probe: (z, None), lambda _, g: (g, note))
-    return stamp(z, probe)
-
-
 def value_and_grad(loss: Callable[[Any, State], Float[Array, ""]], relax: Relaxation):
     """A function that returns a loss at a fixed point, its gradient, and how both relaxations ended.
 
@@ -285,4 +229,4 @@ def _backward(f: Map, loss, args: PyTree, z: State, adjoint_state: State, told: 
     return Solution(adjoint_state, residual, whole(steps), rate, whole(status), None, error)
 
 
-EXAMPLES: dict[str, Relaxation] = {"implicit": implicit(), "unrolled": unrolled(50)}
+EXAMPLES: dict[str, Relaxation] = {"implicit": implicit()}
