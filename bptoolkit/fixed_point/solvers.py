@@ -9,14 +9,20 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jax import lax
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Bool, Float, Inexact, Int
 
-from bptoolkit.types import PyTree
+from bptoolkit import trees
+from bptoolkit.types import PyTree, State
 
 __all__ = ["Solver", "anderson", "damped", "picard", "relaxation"]
 
 Solver = optax.GradientTransformationExtraArgs
+
+FIRST = 0.25  # step length of Euler before anything has been seen
+GROW = 1.1  # of the step length, at most
+FLATTEST = 0.05  # cosine of the angle between Δz and Δr below which the step shrinks no further
 
 
 def picard() -> Solver:
@@ -35,18 +41,29 @@ def damped(damping: Float[Array, ""] | float) -> Solver:
     return relaxation(1.0 - damping)
 
 
-def relaxation(dt: Float[Array, ""] | float = 0.5) -> Solver:
+def relaxation(dt: Float[Array, ""] | float | None = None) -> Solver:
     """Follow dz/dt = −z + f(z) by Euler steps of length dt, in units of the time constant τ.
 
     Converges near z* iff |1 − dt (1 − λ)| < 1 for every eigenvalue λ of ∂f/∂z.  So a continuous relaxation that is
     stable (Re λ < 1) can always be followed by a small enough dt, also where `picard()`, which is dt = 1, diverges:
     λ = −3 needs dt < 0.5.
 
+    Without dt it is found on the way.  Since Δr = (I − J) Δz, the last step shows the dt that would have shrunk its
+    residual most, and dt grows by at most a tenth a step, up to 1, but shrinks to that at once:
+
+        dt ← min(1.1 dt, max(⟨Δz, Δr⟩/|Δr|², |Δz|/(20 |Δr|)), 1).
+
+    That is at most 2/(1 − λ) of any real mode that makes up the residual, and Re(1 − λ)/|1 − λ|² of a rotating one.
+    Rotations nearly as fast as |Im λ| = 20 (1 − Re λ) and beyond, and strongly non-normal J, need a smaller dt by hand.
+
     Args:
         dt: positive step length; may be traced.
 
-    Reference: Almeida (1987), IEEE ICNN; Pineda (1987), Physical Review Letters 59.
+    Reference: Almeida (1987), IEEE ICNN; Pineda (1987), Physical Review Letters 59; Barzilai & Borwein (1988), IMA
+    Journal of Numerical Analysis 8 (the step length).
     """
+    if dt is None:
+        return optax.GradientTransformationExtraArgs(_pace, _euler)
     if isinstance(dt, int | float) and not dt > 0:
         raise ValueError(f"dt must be positive, got {dt}. Take dt in (0, 1]; 1 is plain iteration.")
 
@@ -55,6 +72,39 @@ def relaxation(dt: Float[Array, ""] | float = 0.5) -> Solver:
         return jax.tree.map(lambda r: -jnp.asarray(dt, r.dtype) * r, updates), state
 
     return optax.GradientTransformationExtraArgs(lambda params: optax.EmptyState(), update)
+
+
+class Pace(NamedTuple):
+    """What Euler steps carry that find their own length."""
+
+    r: State  # the residual before the last step
+    dt: Float[Array, ""]  # length of the last step; 0 before the first
+
+
+def _pace(params: PyTree) -> Pace:
+    """No step yet; dt in the widest real dtype of the state, float32 at least."""
+    widest = max((jnp.finfo(x.dtype) for x in jax.tree.leaves(params)), key=lambda info: info.bits)
+    return Pace(trees.zeros_like(params), jnp.zeros((), widest.dtype if widest.bits >= 32 else jnp.float32))
+
+
+def _euler(updates: PyTree, state: PyTree, params: PyTree = None, **extra) -> tuple[PyTree, Pace]:
+    """−dt r, with the dt that the last step and its change of residual allow."""
+    del params, extra  # optax's names: the residual, the pace, and z
+    r, dt = lax.stop_gradient(updates), state.dt
+    change = trees.subtract(r, state.r)  # Δr, where Δz = −dt · state.r
+    square = jnp.maximum(_inner(change, change, dt), jnp.finfo(dt.dtype).tiny)
+    best = -dt * _inner(state.r, change, dt) / square
+    least = FLATTEST * dt * jnp.sqrt(_inner(state.r, state.r, dt) / square)
+    found = jnp.minimum(jnp.minimum(GROW * dt, jnp.maximum(best, least)), 1)
+    dt = jnp.where(dt == 0, jnp.full_like(dt, FIRST), found)
+    return jax.tree.map(lambda x: -dt.astype(x.dtype) * x, updates), Pace(r, dt)
+
+
+def _inner(a: PyTree, b: PyTree, like: Float[Array, ""]) -> Float[Array, ""]:
+    """Re⟨a, b⟩ over the whole tree, in float32 or wider."""
+    wide = lambda x: x if jnp.finfo(x.dtype).bits >= 32 else x.astype(jnp.float32)
+    products = jax.tree.map(lambda x, y: jnp.sum((wide(x).conj() * wide(y)).real).astype(like.dtype), a, b)
+    return sum(jax.tree.leaves(products), jnp.zeros_like(like))
 
 
 class History(NamedTuple):
@@ -155,5 +205,6 @@ EXAMPLES: dict[str, Solver] = {
     "picard": picard(),
     "damped": damped(0.3),
     "relaxation": relaxation(0.5),
+    "relaxation, automatic": relaxation(),
     "anderson": anderson(),
 }
