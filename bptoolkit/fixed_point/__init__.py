@@ -21,6 +21,7 @@ from bptoolkit.fixed_point.diagnose import (
     spectral_radius,
 )
 from bptoolkit.fixed_point.failure import Policy, require
+from bptoolkit.fixed_point.integrated import integrated
 from bptoolkit.fixed_point.krylov import bicgstab, cg_normal, gmres
 from bptoolkit.fixed_point.newton import newton_krylov
 from bptoolkit.fixed_point.quasi_newton import broyden, shine
@@ -71,6 +72,7 @@ __all__ = [
     "gmres",
     "gradient_check",
     "implicit",
+    "integrated",
     "jacobian_penalty",
     "largest_dt",
     "monotone",
