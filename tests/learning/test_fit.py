@@ -136,7 +136,7 @@ def test_curves_tell_of_settling(clouds, key):
     static = run(MODEL)
     assert np.isnan(static.settling_steps).all()
     assert np.isnan(static.backward_unconverged).all()
-    cell = rate_cell(4, 6, 3)
+    cell = rate_cell(4, 12, 3)
     settled = run(equilibrium(cell, implicit(stop=Stop(rtol=1e-6))))
     assert (np.asarray(settled.unconverged) == 0).all()
     assert (np.asarray(settled.settling_steps) > 2).all()

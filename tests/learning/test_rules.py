@@ -11,7 +11,7 @@ from bptoolkit.learning import backprop, squared_error
 from bptoolkit.learning.learner import rows_of
 from bptoolkit.models import equilibrium, mlp, rate_cell
 
-CELL = rate_cell(4, 6, 3)
+CELL = rate_cell(4, 12, 3)  # more units than the adjoint solves at once
 TIGHT = Stop(rtol=1e-13)
 
 
