@@ -152,7 +152,7 @@ def run_all(console: Console, experiments: dict[str, cl.Experiment], options: Op
         whole = display.add_task("all", total=len(experiments), note="")
         for name, experiment in experiments.items():
             line = display.add_task(name, total=None, note="compiling")
-            hook = lambda moment, line=line: display.update(
+            hook = lambda moment, _, line=line: display.update(
                 line, total=moment.steps, completed=moment.step, note=note(moment)
             )
             results[name] = cl.run(experiment, jax.random.key(options.key), options.seeds, on_progress=hook)

@@ -24,12 +24,18 @@ CHUNK = 256  # updates a call at most, so that progress can be told
 
 
 class RunState(NamedTuple):
-    """A run between two tasks: hand it to `run` again to go on from there."""
+    """A run between two calls of its programs: hand it to `run` again to go on from there.
+
+    Every array has a leading axis of seeds, with spare rows at its end where devices had to be filled.
+    """
 
     progress: Progress
-    tables: tuple[np.ndarray, ...]  # (seeds, 2, tasks): untrained, then after each task
-    curves: tuple[Curves, ...]
+    tables: tuple[np.ndarray, ...]  # (seeds, 2, tasks): untrained, then after each finished task
+    curves: tuple[Curves, ...]  # of each finished task
     finite: tuple[np.ndarray, ...]
+    begun: tuple[Curves, ...]  # of the stretches already made of the task under way
+    seconds: float  # of training and evaluation so far, without compiling
+    layout: Layout
 
 
 class Moment(NamedTuple):
@@ -50,7 +56,7 @@ def run(
     seeds: int | Sequence[int] = 5,
     *,
     on_task: Callable[[Moment, RunState], None] | None = None,
-    on_progress: Callable[[Moment], None] | None = None,
+    on_progress: Callable[[Moment, RunState], None] | None = None,
     state: RunState | None = None,
     layout: Layout | None = None,
 ) -> Result:
@@ -63,16 +69,20 @@ def run(
         key: a typed PRNG key.
         seeds: how many (0, 1, …), or which.
         on_task: called after every task with where the run is, and the state from which it can go on.
-        on_progress: called every few hundred updates.
-        state: of an earlier call with the same experiment, key and seeds.
-        layout: how seeds lie on devices; `choose_layout` if left out.
+        on_progress: likewise, every few hundred updates.
+        state: of an earlier call with the same experiment, key and seeds; its leaves may be NumPy arrays, and its
+            `progress` any pytree with the same leaves in the same order.
+        layout: how seeds lie on devices; if left out, that of `state` where there are as many devices, else
+            `choose_layout`.  Only in one and the same layout does a run taken up again end bit-identical.
 
     Raises:
-        ValueError: no seeds, or the same twice; a model that does not fit the stream.
+        ValueError: no seeds, or the same twice; a model that does not fit the stream; the state of another run.
     """
     names = _seed_numbers(seeds)
     learner, _ = experiment.build({name: jnp.asarray(value) for name, value in experiment.hyper.items()})
     weights = weights_of(learner, key)
+    if layout is None and state is not None and state.layout.devices <= len(jax.devices()):
+        layout = state.layout
     layout = layout or choose_layout(len(names), len(jax.devices()), weights, learner.model.cell is not None)
     spare = -len(names) % layout.devices
     numbers = jnp.array(names + names[-1:] * spare, jnp.uint32)
@@ -80,16 +90,12 @@ def run(
 
     chunk = _chunk(experiment.steps)
     programs = Programs(experiment, chunk, layout, keys)
-    began = time.perf_counter()
-    if state is None:
-        table = np.asarray(programs.evaluate(programs.seeds, programs.first, programs.hyper, programs.data))
-        state = RunState(programs.first, (table,), (), ())
     walk = _Walk(experiment, programs, learner.curriculum, chunk, on_progress)
-    for task in range(len(state.curves), experiment.stream.tasks):
-        state = walk.stage(state, task)
+    state = walk.start() if state is None else _taken_up(state, programs.first, len(names), layout)
+    for _ in range(len(state.curves), experiment.stream.tasks):
+        state = walk.stage(state)
         if on_task is not None:
             on_task(walk.moment(state, state.curves[-1]), state)
-    seconds = time.perf_counter() - began
 
     steps = float(np.mean([np.nanmean(c.settling_steps) for c in state.curves])) if learner.model.cell else 0.0
     params = jax.tree.map(lambda leaf: leaf[: len(names)], state.progress.params)
@@ -99,7 +105,7 @@ def run(
         parameters=weights,
         flops=flops_of_prediction(learner.model, one, example[0], steps),
         ms_per_1000=time_of_predictions(learner.model, one, example),
-        seconds=seconds,
+        seconds=state.seconds,
         compile_seconds=programs.compile_seconds,
         steps=walk.total,
         peak_bytes=programs.peak_bytes,
@@ -109,35 +115,92 @@ def run(
 
 
 class _Walk:
-    """One run's way through its stages; counts the updates, for the hooks."""
+    """One run's way through its stages."""
 
     def __init__(self, experiment: Experiment, programs: Programs, curriculum: Curriculum, chunk: int, on_progress):
         self.programs, self.curriculum, self.chunk, self.on_progress = programs, curriculum, chunk, on_progress
         self.tasks, self.steps = experiment.stream.tasks, experiment.steps
-        self.total = sum(curriculum.rounds(k) for k in range(self.tasks)) * self.steps
-        self.made = 0
+        self.total = self.made(self.tasks)
 
-    def stage(self, state: RunState, task: int) -> RunState:
-        """Train on one task, close it, test them all."""
-        p, k = self.programs, jnp.int32(task)
-        progress = p.first if self.curriculum.fresh else state.progress
-        curves: list[Curves] = []
-        self.made = sum(self.curriculum.rounds(j) for j in range(task)) * self.steps
-        for first in range(0, self.curriculum.rounds(task) * self.steps, self.chunk):
-            progress, curve = p.train(p.seeds, progress, p.hyper, p.data, k, jnp.int32(first))
-            curves.append(jax.tree.map(np.asarray, curve))
-            self.made += self.chunk
+    def made(self, tasks: int) -> int:
+        """Updates of the first `tasks` stages."""
+        return sum(self.curriculum.rounds(k) for k in range(tasks)) * self.steps
+
+    def start(self) -> RunState:
+        """Test all tasks before any training."""
+        p, began = self.programs, time.perf_counter()
+        table = np.asarray(p.evaluate(p.seeds, p.first, p.hyper, p.data))
+        return RunState(p.first, (table,), (), (), (), time.perf_counter() - began, p.layout)
+
+    def stage(self, state: RunState) -> RunState:
+        """Train on the next task, or on what is left of it; close it, test them all."""
+        p, task = self.programs, len(state.curves)
+        rounds = self.curriculum.rounds(task)
+        if self.curriculum.fresh and not state.begun:
+            state = state._replace(progress=p.first)
+        for first in range(len(state.begun) * self.chunk, rounds * self.steps, self.chunk):
+            state = self.stretch(state, task, first)
             if self.on_progress is not None:
-                self.on_progress(self.moment(state, curve))
-        progress, finite = p.close(p.seeds, progress, p.hyper, p.data, k)
+                self.on_progress(self.moment(state, state.begun[-1]), state)
+        began = time.perf_counter()
+        progress, finite = p.close(p.seeds, state.progress, p.hyper, p.data, jnp.int32(task))
         table = np.asarray(p.evaluate(p.seeds, progress, p.hyper, p.data))
-        whole = _rebinned(curves)
-        return RunState(progress, (*state.tables, table), (*state.curves, whole), (*state.finite, np.asarray(finite)))
+        return state._replace(
+            progress=progress,
+            tables=(*state.tables, table),
+            curves=(*state.curves, _rebinned(state.begun)),
+            finite=(*state.finite, np.asarray(finite)),
+            begun=(),
+            seconds=state.seconds + time.perf_counter() - began,
+        )
+
+    def stretch(self, state: RunState, task: int, first: int) -> RunState:
+        """As many updates as one call makes."""
+        p, began = self.programs, time.perf_counter()
+        progress, curve = p.train(p.seeds, state.progress, p.hyper, p.data, jnp.int32(task), jnp.int32(first))
+        curve = jax.tree.map(np.asarray, curve)
+        seconds = state.seconds + time.perf_counter() - began
+        return state._replace(progress=progress, begun=(*state.begun, curve), seconds=seconds)
 
     def moment(self, state: RunState, curves: Curves) -> Moment:
-        loss, unconverged = (float(np.mean(np.asarray(c)[:, -1])) for c in (curves.loss, curves.unconverged))
+        loss, unconverged = (_mean(curve[:, -1]) for curve in (curves.loss, curves.unconverged))
+        step = self.made(len(state.curves)) + len(state.begun) * self.chunk
         accuracy = state.tables[-1][:, 0]
-        return Moment(len(state.curves), self.tasks, self.made, self.total, loss, unconverged, accuracy)
+        return Moment(len(state.curves), self.tasks, step, self.total, loss, unconverged, accuracy)
+
+
+def _mean(values) -> float:
+    """Over the finite ones, so that a seed that diverged hides no other; NaN without any."""
+    finite = np.isfinite(values)
+    return float(np.mean(values, where=finite)) if finite.any() else float("nan")
+
+
+def _taken_up(state: RunState, first: Progress, seeds: int, layout: Layout) -> RunState:
+    """The state with its progress made and placed like `first`, and as many spare rows as this layout needs.
+
+    Raises:
+        ValueError: leaves of other numbers, shapes or dtypes.
+    """
+    wanted, structure = jax.tree.flatten(first)
+    leaves = jax.tree.leaves(state.progress)
+    described = [[f"{leaf.dtype}{leaf.shape[1:]}" for leaf in some] for some in (wanted, leaves)]
+    if described[0] != described[1] or any(len(leaf) < seeds for leaf in leaves):
+        raise ValueError(
+            f"The state belongs to another run: this one carries {', '.join(described[0])} for each of {seeds} seeds, "
+            f"the state {', '.join(described[1])} for {min(map(len, leaves), default=0)}.\n"
+            "Take up a run with the experiment, key and seeds that it began with, or start anew."
+        )
+    rows = np.minimum(np.arange(len(wanted[0])), seeds - 1)
+    fitted = lambda leaf: leaf if len(leaf) == len(rows) else leaf[rows]
+    placed = [jax.device_put(fitted(leaf), like.sharding) for leaf, like in zip(leaves, wanted, strict=True)]
+    return state._replace(
+        progress=jax.tree.unflatten(structure, placed),
+        tables=jax.tree.map(fitted, state.tables),
+        curves=jax.tree.map(fitted, state.curves),
+        finite=jax.tree.map(fitted, state.finite),
+        begun=jax.tree.map(fitted, state.begun),
+        layout=layout,
+    )
 
 
 def _result(state: RunState, names: tuple[int, ...], params, cost: Cost) -> Result:
@@ -155,7 +218,7 @@ def _result(state: RunState, names: tuple[int, ...], params, cost: Cost) -> Resu
     )
 
 
-def _rebinned(curves: list[Curves]) -> Curves:
+def _rebinned(curves: tuple[Curves, ...]) -> Curves:
     """The curves of a stage's chunks as one of the length of the first, whatever the number of rounds."""
 
     def one(*pieces: np.ndarray) -> np.ndarray:

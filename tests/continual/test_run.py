@@ -1,5 +1,8 @@
 """The runner: what it computes against loops written out, and that a seed's result is its own."""
 
+import importlib
+from functools import partial
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -39,7 +42,7 @@ def recorded(clouds):
         jax.random.key(0),
         seeds=4,
         on_task=lambda moment, state: (moments.append(moment), states.append(state)),
-        on_progress=progress.append,
+        on_progress=lambda moment, state: progress.append(moment),
         layout=STACKED,
     )
     return result, states, moments, progress
@@ -96,6 +99,37 @@ def test_a_run_taken_up_again_ends_the_same(clouds, recorded, done):
     result, states, *_ = recorded
     resumed = cl.run(experiment(clouds), jax.random.key(0), seeds=4, state=states[done - 1], layout=STACKED)
     same(resumed, result)
+
+
+@pytest.mark.parametrize("strategy", [cl.naive, cl.joint], ids=["naive", "joint"])
+def test_a_run_taken_up_within_a_task_ends_the_same(clouds, monkeypatch, strategy):
+    """From plain arrays without their structure, as they come from a disk.  Joint starts each task from new weights."""
+    monkeypatch.setattr(importlib.import_module("bptoolkit.continual.run"), "CHUNK", 4)
+    states, whole = [], experiment(clouds, learner=strategy(learning.backprop(MODEL)))
+    start = partial(cl.run, whole, jax.random.key(0), seeds=2, layout=STACKED)
+    result = start(on_progress=lambda moment, state: states.append(state))
+    assert [len(state.begun) for state in states[:3]] == [1, 2, 1]
+    for state in (states[0], states[3], states[-2]):
+        bare = state._replace(progress=[np.asarray(leaf) for leaf in jax.tree.leaves(state.progress)])
+        same(start(state=bare), result)
+
+
+def test_a_state_goes_on_in_the_layout_it_began_with(clouds, recorded):
+    result, states, *_ = recorded
+    assert states[0].layout == STACKED
+    one = cl.run(experiment(clouds), jax.random.key(0), seeds=4, state=states[0]._replace(layout=IN_TURN))
+    assert one.cost.layout == str(IN_TURN)
+    same(one, result, atol=1e-9)
+
+
+def test_the_state_of_another_run_is_refused(clouds, recorded):
+    _, states, *_ = recorded
+    fewer = jax.tree.map(lambda leaf: leaf[:3], states[0].progress)
+    with pytest.raises(ValueError, match=r"belongs to another run: .*for each of 4 seeds, the state .* for 3"):
+        cl.run(experiment(clouds), jax.random.key(0), seeds=4, state=states[0]._replace(progress=fewer))
+    narrow = jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), states[0].progress)
+    with pytest.raises(ValueError, match=r"carries float64\(5,\), .*, the state float32\(5,\)"):
+        cl.run(experiment(clouds), jax.random.key(0), seeds=4, state=states[0]._replace(progress=narrow))
 
 
 def test_hooks_tell_where_the_run_is(recorded):
