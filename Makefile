@@ -9,7 +9,7 @@ READY := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test quick check bench accelerator lock clean
+.PHONY: help demo test quick check docs bench accelerator lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -30,6 +30,9 @@ check: $(READY) ## lint, format, types, who imports whom, examples of README and
 	$(VENV)/bin/lint-imports --no-cache
 	$(RUN) -m pytest --doctest-modules bptoolkit tests/test_readme.py
 
+docs: $(READY) ## the pages under docs/ and the reference as HTML, in docs/_build/html; a warning is an error
+	$(RUN) -m sphinx -W --keep-going -q -E docs docs/_build/html $(ARGS)
+
 bench: $(READY) ## time the runner against bare matrix products; prints JSON
 	$(RUN) scripts/bench_forgetting.py $(ARGS)
 
@@ -44,7 +47,7 @@ lock: ## write requirements.lock anew from pyproject.toml; ARGS=--upgrade takes 
 	       --no-header --quiet --output-file requirements.lock $(ARGS)
 
 clean: ## remove the environment and everything that tools have left; runs/ stays
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis .benchmarks .import_linter_cache
+	rm -rf $(VENV) build dist docs/_build *.egg-info .pytest_cache .ruff_cache .hypothesis .benchmarks .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The stamp is written last, so that an installation that was interrupted is taken up again.

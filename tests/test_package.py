@@ -18,7 +18,7 @@ SOURCE = ROOT / "bptoolkit"
 MODULES = sorted(SOURCE.rglob("*.py"))
 LAYERS = ["continual", "data", "fixed_point", "learning", "models", "runs"]
 HEAVY = ["h5netcdf", "jinja2", "matplotlib", "orbax", "pooch", "rich", "sklearn", "tyro", "xarray"]
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *ROOT.glob("*/README.md"), *ROOT.glob("docs/*.md")]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *ROOT.glob("*/README.md"), *ROOT.glob("docs/**/*.md")]
 IMPORT_ALL = f"import bptoolkit, {', '.join(f'bptoolkit.{layer}' for layer in LAYERS)}"
 
 

@@ -21,7 +21,13 @@ __all__ = ["SMALL", "Adjoint", "Biased", "almeida_pineda", "dense", "neumann", "
 
 SMALL = 8  # values of a state up to which elimination costs less than LAPACK, called per sample, and Krylov methods
 Matvec: TypeAlias = Callable[[State], State]
-Adjoint: TypeAlias = Callable[..., Solution]  # (matvec, g, *, start=None, factors=None)
+Adjoint: TypeAlias = Callable[..., Solution]
+"""How λ = Jᵀλ + g is solved: `adjoint(matvec, g, *, start=None, factors=None) -> Solution`, for one example:
+    matvec: the product λ ↦ Jᵀλ, linear, on trees of the shape of z*.
+    g: ∂L/∂z*.
+    start: λ₀, a guess to begin from; g if left out.
+    factors: `Solution.memory` of the forward solver, which `shine` reuses.
+"""
 
 
 class Biased(NamedTuple):

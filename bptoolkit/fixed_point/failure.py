@@ -13,6 +13,7 @@ from bptoolkit.types import State
 __all__ = ["Policy", "require"]
 
 Policy: TypeAlias = Literal["flag", "nan", "zero", "raise"]
+"""What becomes of a sample whose forward or backward relaxation did not converge; `implicit` says what each does."""
 
 
 def check_policy(policy: str) -> None:

@@ -30,7 +30,11 @@ from bptoolkit.types import Memory, PyTree, State
 __all__ = ["Relaxation", "implicit", "new_probe", "value_and_grad"]
 
 Map: TypeAlias = Callable[[Any, State], State]
-Relaxation: TypeAlias = Callable[..., Solution]  # (f, args, z0, *, stop, start, probe, extra)
+Relaxation: TypeAlias = Callable[..., Solution]
+"""Settles z = f(args, z), differentiable in args: `relax(f, args, z0, *, stop, start, probe, extra) -> Solution`.
+
+`implicit` and `unrolled` make one, and say what the arguments are.
+"""
 Probe: TypeAlias = Float[Array, "5"]  # its gradient is (steps, residual, rate, status, error) of the backward solve
 
 

@@ -19,6 +19,11 @@ from bptoolkit.types import PyTree, State
 __all__ = ["Solver", "anderson", "damped", "picard", "relaxation"]
 
 Solver = optax.GradientTransformationExtraArgs
+"""A relaxation method: an optax transformation whose "gradient" is the residual r = z − f(z) of one example.
+
+`init(z) -> memory`; `update(r, memory, z, *, f, …) -> (Δz, memory)`, of which further arguments are those that the
+driver was given (`resolvent`).  Any optax optimiser is one.
+"""
 
 FIRST = 0.25  # step length of Euler before anything has been seen
 GROW = 1.1  # of the step length, at most

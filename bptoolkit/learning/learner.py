@@ -57,6 +57,7 @@ class Learner(NamedTuple):
 
 
 LearningRule: TypeAlias = Callable[[Model], Learner]
+"""How a gradient, or another direction of change, comes about for a model; `backprop` is one."""
 
 OWN_ROWS = Curriculum(sources=lambda tasks, k: tasks == k, rounds=lambda k: 1)
 

@@ -131,3 +131,4 @@ identity = Activation("identity", lambda a: a, jnp.ones_like, 1.0, _half_square)
 """a itself, for output layers."""
 
 EXAMPLES = (threshold, piecewise_linear, sigmoid, tanh, relu, softplus, gelu, identity)
+"""All of the above."""
