@@ -5,16 +5,21 @@ save_results(run.folder, results);  save_summary(run.folder, results);  save_fig
 finish(run.folder, "finished");     write_report(run.folder)
 """
 
+from bptoolkit.runs.display import display
 from bptoolkit.runs.figures import save_figures
 from bptoolkit.runs.record import Run, RunError, finish, load_results, open_run, run_name, save_results
 from bptoolkit.runs.report import write_report
 from bptoolkit.runs.summary import interval, load_summary, save_summary, summarise
 from bptoolkit.runs.tables import markdown_table, terminal_table
+from bptoolkit.runs.watch import Watcher, guarded, together, unwatched
 
 __all__ = [
     "Run",
     "RunError",
+    "Watcher",
+    "display",
     "finish",
+    "guarded",
     "interval",
     "load_results",
     "load_summary",
@@ -26,5 +31,7 @@ __all__ = [
     "save_summary",
     "summarise",
     "terminal_table",
+    "together",
+    "unwatched",
     "write_report",
 ]

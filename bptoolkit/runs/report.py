@@ -1,12 +1,13 @@
 """One self-contained page about a run, written from its folder alone: it needs no network and no other file."""
 
 import base64
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from bptoolkit.runs.figures import names, save_figures, scenario_of
+from bptoolkit.runs.flat import flat
 from bptoolkit.runs.record import CONFIG, ENVIRONMENT, load_results, read_json, write_text
 from bptoolkit.runs.summary import save_summary
 from bptoolkit.runs.tables import grids, remarks, seeds
@@ -107,15 +108,6 @@ def listed(shares: Mapping[str, float | None]) -> str:
     return ", ".join(
         f"{name} {'undefined' if share is None else f'{100 * share:.0f} %'}" for name, share in shares.items()
     )
-
-
-def flat(data: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, str]]:
-    """Nested plain data as lines "outer.inner", value."""
-    for key, value in data.items():
-        if isinstance(value, Mapping) and value:
-            yield from flat(value, f"{above}{key}.")
-        else:
-            yield f"{above}{key}", ", ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def elapsed(environment: Mapping[str, Any]) -> float | None:
