@@ -40,7 +40,7 @@ class Batch(NamedTuple):
     target: Float[Array, "b k"]  # one-hot, soft, or a vector to regress on
     active: Bool[Array, "b k"]  # outputs that loss and argmax may see
     weight: Float[Array, "b"]  # 0 for padding
-    temperature: Float[Array, "b"]  # of the softmax, for distillation
+    temperature: Float[Array, "b"]  # of the softmax, for distillation; ∞ where target holds logits to be matched
     task: Int[Array, "b"]
     index: Int[Array, "b"]  # row in the data set: buffers and warm starts are keyed by it
 

@@ -1,8 +1,10 @@
 """Sequences of tasks and what they do to a net: streams, strategies against forgetting, the runner, the metrics."""
 
 from bptoolkit.continual.controls import joint, naive
+from bptoolkit.continual.distilled_replay import der, der_plus_plus
 from bptoolkit.continual.experiment import Cost, Experiment, Result
 from bptoolkit.continual.fisher import fisher
+from bptoolkit.continual.gem import agem, gem
 from bptoolkit.continual.metrics import (
     average_accuracy,
     backward_transfer,
@@ -13,7 +15,7 @@ from bptoolkit.continual.metrics import (
 )
 from bptoolkit.continual.programs import Layout, choose_layout
 from bptoolkit.continual.regularise import ewc
-from bptoolkit.continual.rehearse import replay
+from bptoolkit.continual.rehearse import replay, reservoir_replay
 from bptoolkit.continual.run import Moment, RunState, run
 from bptoolkit.continual.streams import Stream, permuted, rotated, split
 
@@ -25,19 +27,24 @@ __all__ = [
     "Result",
     "RunState",
     "Stream",
+    "agem",
     "average_accuracy",
     "backward_transfer",
     "choose_layout",
+    "der",
+    "der_plus_plus",
     "ewc",
     "fisher",
     "forgetting",
     "forward_transfer",
+    "gem",
     "intransigence",
     "joint",
     "learning_accuracy",
     "naive",
     "permuted",
     "replay",
+    "reservoir_replay",
     "rotated",
     "run",
     "split",

@@ -3,7 +3,7 @@
 from bptoolkit.learning.attribution import attribution
 from bptoolkit.learning.fit import Curves, Fitted, fit, train
 from bptoolkit.learning.learner import Curriculum, Learner, LearningRule, StreamSpec, Task
-from bptoolkit.learning.losses import cross_entropy, squared_error
+from bptoolkit.learning.losses import binary_cross_entropy, cross_entropy, squared_error
 from bptoolkit.learning.rules import backprop
 
 __all__ = [
@@ -16,6 +16,7 @@ __all__ = [
     "Task",
     "attribution",
     "backprop",
+    "binary_cross_entropy",
     "cross_entropy",
     "fit",
     "squared_error",

@@ -1,6 +1,9 @@
 """Losses of ONE example, L(logits, target, active, temperature), their hand-written errors ∂L/∂logits, and their mean.
 
 Outputs that are not active do not exist for a loss: probability zero, gradient zero, whatever their logits hold.
+
+A row of temperature ∞ holds logits to be matched: whatever the loss, its L is ½ Σ_i (t_i − o_i)².  (For cross-entropy
+it is the limit of k T² L as T → ∞, where logits and targets have mean zero: Hinton, Vinyals & Dean, 2015, section 2.1.)
 """
 
 from collections.abc import Callable
@@ -12,7 +15,16 @@ from jaxtyping import Array, Bool, Float
 
 from bptoolkit.types import Batch
 
-__all__ = ["Loss", "correct", "cross_entropy", "mean_loss", "output_error", "probabilities", "squared_error"]
+__all__ = [
+    "Loss",
+    "binary_cross_entropy",
+    "correct",
+    "cross_entropy",
+    "mean_loss",
+    "output_error",
+    "probabilities",
+    "squared_error",
+]
 
 Loss: TypeAlias = Callable[..., Float[Array, ""]]  # loss(logits, target, active, temperature)
 Logits: TypeAlias = Float[Array, "k"]
@@ -31,11 +43,29 @@ def cross_entropy(
         logits: (k,).
         target: (k,), one-hot or soft.
         active: (k,) the outputs in play; all if left out.
-        temperature: T > 0, a scalar that may be traced.
+        temperature: T > 0, a scalar that may be traced; ∞ matches logits.
     """
     active = _all(logits) if active is None else active
-    log_p = _log_probabilities(logits, active, temperature)
-    return -jnp.sum(jnp.where(active, target.astype(logits.dtype) * log_p, 0))
+    log_p = _log_probabilities(logits, active, _finite(temperature))
+    loss = -jnp.sum(jnp.where(active, target.astype(logits.dtype), 0) * jnp.where(active, log_p, 0))
+    return jnp.where(jnp.isinf(temperature), squared_error(logits, target, active), loss)
+
+
+def binary_cross_entropy(
+    logits: Logits, target: Float[Array, "k"], active: Active = None, temperature: Float[Array, ""] | float = 1.0
+) -> Float[Array, ""]:
+    """L = −Σ_i t_i log p_i + (1 − t_i) log(1 − p_i) over the active outputs, each its own p_i = σ(o_i / T).
+
+    Args:
+        logits: (k,).
+        target: (k,), each in [0, 1].
+        active: (k,) the outputs in play; all if left out.
+        temperature: T > 0, a scalar that may be traced; ∞ matches logits.
+    """
+    active = _all(logits) if active is None else active
+    z = jnp.where(active, logits, 0) / jnp.asarray(_finite(temperature), logits.dtype)
+    loss = jnp.sum(jnp.where(active, jax.nn.softplus(z), 0) - jnp.where(active, target.astype(z.dtype), 0) * z)
+    return jnp.where(jnp.isinf(temperature), squared_error(logits, target, active), loss)
 
 
 def squared_error(
@@ -85,8 +115,17 @@ def _cross_entropy_error(logits: Logits, target, active: Active = None, temperat
     """(p_i Σ_j t_j − t_i) / T: over active outputs, zero elsewhere."""
     active = _all(logits) if active is None else active
     t = jnp.where(active, target.astype(logits.dtype), 0)
-    p = probabilities(logits, active, temperature)
-    return (p * jnp.sum(t) - t) / jnp.asarray(temperature, logits.dtype)
+    p = probabilities(logits, active, _finite(temperature))
+    error = (p * jnp.sum(t) - t) / jnp.asarray(_finite(temperature), logits.dtype)
+    return jnp.where(jnp.isinf(temperature), -_difference(logits, target, active), error)
+
+
+def _binary_cross_entropy_error(logits: Logits, target, active: Active = None, temperature=1.0) -> Logits:
+    """(σ(o_i / T) − t_i) / T: over active outputs, zero elsewhere."""
+    active = _all(logits) if active is None else active
+    t = jnp.asarray(_finite(temperature), logits.dtype)
+    error = jnp.where(active, (jax.nn.sigmoid(jnp.where(active, logits, 0) / t) - target.astype(logits.dtype)) / t, 0)
+    return jnp.where(jnp.isinf(temperature), -_difference(logits, target, active), error)
 
 
 def _squared_error_error(outputs: Logits, target, active: Active = None, temperature=1.0) -> Logits:
@@ -96,6 +135,7 @@ def _squared_error_error(outputs: Logits, target, active: Active = None, tempera
 
 
 BY_HAND: dict[Loss, Callable[..., Logits]] = {
+    binary_cross_entropy: _binary_cross_entropy_error,
     cross_entropy: _cross_entropy_error,
     squared_error: _squared_error_error,
 }
@@ -105,6 +145,11 @@ def _difference(outputs: Logits, target: Float[Array, "k"], active: Active) -> L
     active = _all(outputs) if active is None else active
     masked = lambda values: jnp.where(active, values.astype(outputs.dtype), 0)  # before the difference: no NaN passes
     return masked(target) - masked(outputs)
+
+
+def _finite(temperature):
+    """The temperature; 1 where it is infinite, so that what is not used is no NaN."""
+    return jnp.where(jnp.isinf(temperature), 1, temperature)
 
 
 def _log_probabilities(logits: Logits, active: Bool[Array, "k"], temperature) -> Logits:

@@ -1,0 +1,152 @@
+"""What is kept of a stream: a reservoir against the plain algorithm R, and stored rows drawn in epochs."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy import stats
+
+from bptoolkit import continual as cl
+from bptoolkit import learning
+from bptoolkit.continual import buffers
+from bptoolkit.continual.buffers import add, draw_in_epochs, new_reservoir
+from bptoolkit.continual.streams import spec
+from bptoolkit.learning.learner import rows_of
+from bptoolkit.models import mlp
+
+
+def batch_of(numbers, weight=None):
+    """One row a number, which is its value, its label's and its index."""
+    numbers = jnp.asarray(numbers, jnp.int32)
+    rows = rows_of(jnp.broadcast_to(numbers[:, None], (len(numbers), 4)), numbers % 6, 6, 1.0)._replace(index=numbers)
+    return rows if weight is None else rows._replace(weight=jnp.asarray(weight, float))
+
+
+def offered(stream, capacity, batches, key):
+    """A reservoir that was offered all batches, each row with ten times its number beside it."""
+    reservoir = new_reservoir(spec(stream), capacity, jax.ShapeDtypeStruct((), jnp.int32))
+    step = jax.jit(lambda r, batch, key: add(r, batch, key, 10 * batch.index))
+    for i, batch in enumerate(batches):
+        reservoir = step(reservoir, batch, jax.random.fold_in(key, i))
+    return reservoir
+
+
+def test_the_reservoir_is_that_of_a_plain_loop(clouds_by_task, key):
+    """Algorithm R, a row at a time, with the same lots; 7 rows a batch of which 5 have weight, capacity 6."""
+    weight = [1, 1, 0, 1, 1, 0, 1]
+    batches = [batch_of(range(7 * i, 7 * i + 7), weight) for i in range(30)]
+    found = offered(clouds_by_task, 6, batches, key)
+    places, seen = [None] * 6, 0
+    for i, batch in enumerate(batches):
+        before = seen + np.cumsum(weight) - 1
+        lots = jax.random.randint(jax.random.fold_in(key, i), (7,), 0, jnp.asarray(before) + 1, jnp.int32)
+        for number, counts, lot in zip(np.asarray(batch.index), weight, np.asarray(lots), strict=True):
+            if counts and seen < 6:
+                places[seen] = number
+            elif counts and lot < 6:
+                places[lot] = number
+            seen += counts
+    assert seen == found.seen == 150
+    np.testing.assert_array_equal(found.rows.index, places)
+    np.testing.assert_array_equal(found.rows.x[:, 0], places)
+    np.testing.assert_array_equal(found.beside, 10 * np.array(places))
+
+
+def test_every_row_is_kept_with_the_same_probability(clouds_by_task):
+    """600 reservoirs of 6 places after 40 rows: each row in 600 · 6/40 = 90 of them.  χ² with 39 degrees of freedom.
+
+    (Inclusions of one reservoir exclude each other a little, so the statistic is 1 − 6/40 of a χ².)
+    Negative control: always overwriting a place keeps the late rows.
+    """
+    batches = jax.vmap(lambda first: batch_of(first + jnp.arange(8)))(8 * jnp.arange(5))
+    start = new_reservoir(spec(clouds_by_task), 6)
+
+    def reservoir(seed):
+        key = jax.random.key(seed)
+        step = lambda r, given: (add(r, given[0], jax.random.fold_in(key, given[1])), None)
+        return jax.lax.scan(step, start, (batches, jnp.arange(5)))[0].rows.index
+
+    kept = np.asarray(jax.jit(jax.vmap(reservoir))(jnp.arange(600)))
+    counts = np.bincount(kept.ravel(), minlength=40)
+    assert counts.sum() == 3600
+    statistic = ((counts - 90) ** 2 / 90).sum() / (1 - 6 / 40)
+    assert stats.chi2.sf(statistic, 39) > 0.01
+    late = np.bincount(np.random.default_rng(0).integers(34, 40, 3600), minlength=40)
+    assert stats.chi2.sf(((late - 90) ** 2 / 90).sum(), 39) < 1e-10
+
+
+def test_rows_of_a_reservoir_come_without_replacement(clouds_by_task, key):
+    """Five of six, none twice; with three held, all three and no more."""
+    some = jax.jit(buffers.some, static_argnums=2)
+    full = offered(clouds_by_task, 6, [batch_of(range(20))], key)
+    drawn, beside = some(full, key, 5)
+    assert len(set(np.asarray(drawn.index).tolist())) == 5
+    assert set(np.asarray(drawn.index).tolist()) <= set(np.asarray(full.rows.index).tolist())
+    np.testing.assert_array_equal(beside, 10 * np.asarray(drawn.index))
+    short, _ = some(offered(clouds_by_task, 6, [batch_of(range(3))], key), key, 5)
+    assert short.weight.tolist() == [1, 1, 1, 0, 0]
+    assert set(np.asarray(short.index[:3]).tolist()) == {0, 1, 2}
+    nothing, _ = some(offered(clouds_by_task, 6, [], key), key, 5)
+    assert not nothing.weight.any()
+
+
+LEARNER = cl.replay(2)(learning.backprop(mlp(4, 6)))
+take = jax.jit(draw_in_epochs, static_argnums=(1, 2))
+
+
+def in_epochs(after_tasks, stream, done, rows, per_task, steps):
+    """The rows that count of so many steps' draws, by index, and all that are stored."""
+    _, memory, _ = after_tasks(stream, LEARNER, done)
+    found = []
+    for step in range(steps):
+        drawn = take(memory._replace(step=jnp.int32(step)), rows, per_task)
+        found.append([int(i) for i, w in zip(drawn.index, drawn.weight, strict=True) if w > 0])
+    return found, set(np.asarray(memory.rows.index)[:done].ravel().tolist())
+
+
+def test_an_epoch_shows_every_stored_row_once(after_tasks, clouds_by_task):
+    """Two tasks behind with 4 rows each: two steps of 4 are an epoch, and the next has another order."""
+    steps, stored = in_epochs(after_tasks, clouds_by_task, 2, 4, False, 6)
+    for first in (0, 2, 4):
+        assert sorted(steps[first] + steps[first + 1]) == sorted(stored)
+    assert len({tuple(steps[i] + steps[i + 1]) for i in (0, 2, 4)}) == 3
+
+
+def test_each_task_behind_gives_the_same_number(after_tasks, clouds_by_task, rows_of_task):
+    """⌈3/2⌉ = 2 of each of two tasks, and every task's rows once in two steps; ⌈3/1⌉ of a single one."""
+    steps, stored = in_epochs(after_tasks, clouds_by_task, 2, 3, True, 2)
+    assert [len(s) for s in steps] == [4, 4]
+    assert sorted(steps[0] + steps[1]) == sorted(stored)
+    single, _ = in_epochs(after_tasks, clouds_by_task, 1, 3, True, 2)
+    assert [len(s) for s in single] == [3, 3]
+
+
+def test_nothing_counts_before_a_task_has_ended(after_tasks, clouds_by_task):
+    for per_task in (False, True):
+        assert in_epochs(after_tasks, clouds_by_task, 0, 3, per_task, 1)[0] == [[]]
+
+
+def test_more_rows_than_are_stored_are_each_shown_once(after_tasks, clouds_by_task):
+    steps, stored = in_epochs(after_tasks, clouds_by_task, 1, 30, False, 2)
+    assert [sorted(s) for s in steps] == [sorted(stored)] * 2
+
+
+@pytest.mark.parametrize(
+    ("build", "sentence"),
+    [
+        (partial(cl.reservoir_replay, 0), "capacity must be at least 1, got 0"),
+        (partial(cl.replay, 2, per_task=True), "give epochs=True"),
+    ],
+)
+def test_bad_sizes_are_refused(build, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        build()
+
+
+@pytest.mark.parametrize("build", [cl.reservoir_replay, lambda n: cl.der(n, 0.5)])
+def test_a_buffer_smaller_than_the_classes_is_refused(clouds_by_task, build):
+    learner = build(5)(learning.backprop(mlp(4, 6)))
+    with pytest.raises(ValueError, match="capacity must be at least the number of classes, 6"):
+        learner.init(learner.model.init(jax.random.key(0)), spec(clouds_by_task), jax.random.key(0))
