@@ -1,6 +1,9 @@
 """Sequences of tasks and what they do to a net: streams, strategies against forgetting, the runner, the metrics."""
 
+from bptoolkit.continual.calibration import brier_score, calibration_error
 from bptoolkit.continual.controls import joint, naive
+from bptoolkit.continual.cost import memory_bytes
+from bptoolkit.continual.diagnose import Diagnosis, diagnose
 from bptoolkit.continual.distilled_replay import der, der_plus_plus
 from bptoolkit.continual.experiment import Cost, Experiment, Result
 from bptoolkit.continual.fisher import fisher
@@ -12,15 +15,21 @@ from bptoolkit.continual.metrics import (
     forward_transfer,
     intransigence,
     learning_accuracy,
+    minimum_accuracy,
+    stability_gap,
+    worst_case_accuracy,
 )
 from bptoolkit.continual.programs import Layout, choose_layout
 from bptoolkit.continual.regularise import ewc
 from bptoolkit.continual.rehearse import replay, reservoir_replay
 from bptoolkit.continual.run import Moment, RunState, run
+from bptoolkit.continual.statistics import Comparison, compare, permutation_test
 from bptoolkit.continual.streams import Stream, permuted, rotated, split
 
 __all__ = [
+    "Comparison",
     "Cost",
+    "Diagnosis",
     "Experiment",
     "Layout",
     "Moment",
@@ -30,9 +39,13 @@ __all__ = [
     "agem",
     "average_accuracy",
     "backward_transfer",
+    "brier_score",
+    "calibration_error",
     "choose_layout",
+    "compare",
     "der",
     "der_plus_plus",
+    "diagnose",
     "ewc",
     "fisher",
     "forgetting",
@@ -41,11 +54,16 @@ __all__ = [
     "intransigence",
     "joint",
     "learning_accuracy",
+    "memory_bytes",
+    "minimum_accuracy",
     "naive",
+    "permutation_test",
     "permuted",
     "replay",
     "reservoir_replay",
     "rotated",
     "run",
     "split",
+    "stability_gap",
+    "worst_case_accuracy",
 ]

@@ -7,9 +7,10 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from bptoolkit import trees
+from bptoolkit.learning.learner import Learner, StreamSpec
 from bptoolkit.types import Model, Params
 
-__all__ = ["flops_of_prediction", "time_of_predictions"]
+__all__ = ["flops_of_prediction", "memory_bytes", "time_of_predictions"]
 
 
 def flops_of_prediction(model: Model, params: Params, x: Float[Array, "*d"], steps: float) -> float:
@@ -27,6 +28,13 @@ def flops_of_prediction(model: Model, params: Params, x: Float[Array, "*d"], ste
         return read + (steps + 1) * _flops(cell.step, params, x, z)
     drive = cell.drive(params, x)
     return read + _flops(cell.drive, params, x) + (steps + 1) * _flops(cell.respond, params, drive, z)
+
+
+def memory_bytes(learner: Learner, spec: StreamSpec) -> int:
+    """Bytes that a strategy keeps beside the weights: stored rows, importances, anchors, side networks."""
+    params = jax.eval_shape(learner.model.init, jax.random.key(0))
+    memory = jax.eval_shape(lambda params, key: learner.init(params, spec, key), params, jax.random.key(0))
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(memory))
 
 
 def time_of_predictions(model: Model, params: Params, x: Float[Array, "n *d"], repeats: int = 5) -> float:

@@ -4,6 +4,7 @@ Every function takes a `Result`, or an array whose last two axes are (after, on)
 one value per leading index (per seed).  Where a measure is undefined the value is NaN; `reason` says why.
 """
 
+import itertools
 from typing import Any
 
 import numpy as np
@@ -15,8 +16,22 @@ __all__ = [
     "forward_transfer",
     "intransigence",
     "learning_accuracy",
+    "minimum_accuracy",
     "reason",
+    "stability_gap",
+    "worst_case_accuracy",
 ]
+
+
+# These say something of a task after another was learned.
+COMPARING = (
+    "forgetting",
+    "backward_transfer",
+    "forward_transfer",
+    "minimum_accuracy",
+    "worst_case_accuracy",
+    "stability_gap",
+)
 
 
 def average_accuracy(result: Any) -> np.ndarray:
@@ -80,9 +95,57 @@ def intransigence(result: Any, joint: Any) -> np.ndarray:
     return (_diagonal(_matrix(joint)) - _diagonal(_matrix(result))).mean(-1)
 
 
+def minimum_accuracy(result: Any, ends: Any = None) -> np.ndarray:
+    """min-ACC: mean over j < T of the lowest accuracy on task j at any evaluation after its stage; NaN for one task.
+
+    Args:
+        result: a `Result` or R, evaluated after each task; or accuracies (…, evaluations, on), with `ends`.
+        ends: which evaluation is the last of each task, where there were others between; (T,), rising.
+
+    Reference: De Lange, van de Ven & Tuytelaars (2023), ICLR, equation 2.
+    """
+    a, ends = _evaluations(result, ends)
+    if len(ends) < 2:
+        return _undefined(a)
+    lows = [a[..., end + 1 :, j].min(-1) for j, end in enumerate(ends[:-1])]
+    return np.mean(lows, axis=0)
+
+
+def worst_case_accuracy(result: Any, ends: Any = None) -> np.ndarray:
+    """WC-ACC = (1/T) · accuracy on task T now + (1 − 1/T) · min-ACC; NaN for one task.  Arguments as above.
+
+    A bound from below of the average accuracy now.  Reference: De Lange et al. (2023), equation 3.
+    """
+    a, places = _evaluations(result, ends)
+    tasks = len(places)
+    return a[..., places[-1], -1] / tasks + (1 - 1 / tasks) * minimum_accuracy(result, ends)
+
+
+def stability_gap(evaluations: Any, ends: Any) -> np.ndarray:
+    """Mean over j < T of how far task j falls below both ends of the stage that follows it, and so recovers.
+
+    gap_j = min(A[end of j], A[end of j + 1]) − min of A over the evaluations between, on task j; at least 0.
+
+    Args:
+        evaluations: (…, evaluations, on).
+        ends: (T,) which evaluation is the last of each task.  Two tasks with no evaluation between them give NaN: the
+            gap was not looked for.
+
+    Reference: De Lange et al. (2023), section 3, who name it; this number for it is ours.
+    """
+    a, ends = _evaluations(evaluations, ends)
+    if len(ends) < 2 or np.diff(ends).min() < 2:
+        return _undefined(a)
+    gaps = []
+    for j, (end, after) in enumerate(itertools.pairwise(ends)):
+        low = a[..., end + 1 : after, j].min(-1)
+        gaps.append(np.maximum(np.minimum(a[..., end, j], a[..., after, j]) - low, 0))
+    return np.mean(gaps, axis=0)
+
+
 def reason(metric: str, tasks: int, seeds: int | None = None) -> str | None:
     """Why a metric of this many tasks has no value, or no interval; None where it has."""
-    if tasks < 2 and metric in ("forgetting", "backward_transfer", "forward_transfer"):
+    if tasks < 2 and metric in COMPARING:
         return "undefined with one task"
     if seeds is not None and seeds < 2:
         return "no interval from one seed"
@@ -94,6 +157,19 @@ def _matrix(result: Any) -> np.ndarray:
     if r.ndim < 2 or r.shape[-1] != r.shape[-2] or r.shape[-1] == 0:
         raise ValueError(f"Accuracies must be a square array (…, after, on), got shape {r.shape}. Leave out row 0.")
     return r
+
+
+def _evaluations(result: Any, ends: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Accuracies (…, evaluations, on), and the place of the last evaluation of each task."""
+    if ends is None:
+        r = _matrix(result)
+        return r, np.arange(r.shape[-1])
+    a, ends = np.asarray(result), np.asarray(ends)
+    if a.ndim < 2 or ends.shape != a.shape[-1:] or ends.size == 0:
+        raise ValueError(f"ends must say the last evaluation of each of {a.shape[-1:]} tasks, got shape {ends.shape}.")
+    if (np.diff(ends) < 1).any() or ends[0] < 0 or ends[-1] >= a.shape[-2]:
+        raise ValueError(f"ends must rise within the {a.shape[-2]} evaluations, got {ends.tolist()}.")
+    return a, ends
 
 
 def _diagonal(r: np.ndarray) -> np.ndarray:

@@ -147,3 +147,37 @@ def test_any_leading_axes_are_kept():
     for metric in SINGLE:
         assert metric(r).shape == (2, 5)
         np.testing.assert_allclose(metric(r)[1, 4], metric(r[1, 4]))
+
+
+def minimum_by_loop(a, ends):
+    lows = [min(a[e][j] for e in range(ends[j] + 1, len(a))) for j in range(len(ends) - 1)]
+    return sum(lows) / len(lows)
+
+
+@fast
+@given(matrices)
+def test_lowest_and_worst_case_accuracies_are_what_a_plain_loop_finds(r):
+    tasks = r.shape[-1]
+    expected = [minimum_by_loop(one.tolist(), range(tasks)) for one in r]
+    np.testing.assert_allclose(cl.minimum_accuracy(r), expected, atol=1e-14)
+    worst = r[:, -1, -1] / tasks + (1 - 1 / tasks) * np.array(expected)
+    np.testing.assert_allclose(cl.worst_case_accuracy(r), worst, atol=1e-14)
+    assert (cl.worst_case_accuracy(r) <= cl.average_accuracy(r) + 1e-12).all()  # a bound from below
+
+
+def test_evaluations_between_the_ends_only_lower_the_minimum():
+    """Two tasks, evaluated four times; task 1 falls to 0.3 in the second stage and comes back to 0.8."""
+    a = np.array([[0.9, 0.1], [0.3, 0.5], [0.6, 0.6], [0.8, 0.9]])
+    assert cl.minimum_accuracy(a, ends=[0, 3]) == pytest.approx(0.3)
+    assert cl.minimum_accuracy(a[[0, 3]]) == pytest.approx(0.8)
+    assert cl.worst_case_accuracy(a, ends=[0, 3]) == pytest.approx((0.9 + 0.3) / 2)
+    assert cl.stability_gap(a, ends=[0, 3]) == pytest.approx(0.8 - 0.3)
+    steady = np.array([[0.9, 0.1], [0.85, 0.5], [0.8, 0.9]])
+    assert cl.stability_gap(steady, ends=[0, 2]) == 0  # it falls, but never below where it ends
+    assert np.isnan(cl.stability_gap(a[[0, 3]], ends=[0, 1]))  # not looked for
+
+
+@pytest.mark.parametrize("ends", [[0], [1, 0], [0, 4], [-1, 2], [0, 1, 2]])
+def test_ends_that_do_not_fit_are_refused(ends):
+    with pytest.raises(ValueError, match="ends must"):
+        cl.minimum_accuracy(np.zeros((4, 2)), ends)

@@ -1,0 +1,99 @@
+"""Do two learners differ?  Paired seeds: the same tasks, first weights and batches, so that a seed's luck cancels.
+
+    d_s = a_s − b_s,     mean d ± t(n − 1, 97.5 %) · s_d / √n,     effect size d̄ / s_d
+
+The permutation test asks how often the mean would be as far from zero if each d_s had its sign by a coin: all 2ⁿ signs
+are counted, so p is exact under the one assumption that a and b are exchangeable within a seed.  With n seeds p cannot
+be below 2/2ⁿ: no difference whatever is significant at 5 % with fewer than six seeds, and `Comparison.reason` says so.
+
+Reference: Fisher (1935), The Design of Experiments, ch. 3; Demšar (2006), JMLR 7, on comparing learners.
+"""
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float
+
+__all__ = ["Comparison", "compare", "permutation_test", "seeds_needed"]
+
+EXACT_UP_TO = 20  # differences: a million sums of signs
+
+
+class Comparison(NamedTuple):
+    """Two learners over the same n seeds."""
+
+    n: int
+    difference: float  # mean of a − b
+    half_width: float  # of Student's 95 % interval; NaN for one seed
+    effect: float  # mean over standard deviation of the differences; NaN where that is 0 or n is 1
+    p: float  # two-sided, exact
+    smallest_p: float  # that n seeds could give
+    reason: str | None  # why this many seeds cannot tell; None where they can
+
+
+def compare(a: Float[np.ndarray, "n"], b: Float[np.ndarray, "n"], alpha: float = 0.05) -> Comparison:
+    """The difference of two learners over paired seeds.
+
+    Args:
+        a, b: one value a seed, such as `average_accuracy(result)`; the same seeds in the same order.
+        alpha: level that n is judged by.
+
+    Raises:
+        ValueError: of different lengths, or empty; more than 20 seeds.
+    """
+    d = _paired(a, b)
+    n, spread = len(d), d.std(ddof=1) if len(d) > 1 else math.nan
+    smallest = 2 / 2**n if n > 1 else 1.0
+    reason = None
+    if smallest > alpha:
+        reason = (
+            f"too few seeds: with {n} no difference can have p below {smallest:.2g}; "
+            f"{seeds_needed(alpha)} seeds are needed for {alpha:.2g}"
+        )
+    half = math.nan if n < 2 else float(_t(n - 1) * spread / math.sqrt(n))
+    effect = float(d.mean() / spread) if n > 1 and spread > 0 else math.nan
+    return Comparison(n, float(d.mean()), half, effect, permutation_test(d), smallest, reason)
+
+
+def permutation_test(differences: Float[np.ndarray, "n"]) -> float:
+    """The share of the 2ⁿ sign patterns whose sum is at least as far from zero: two-sided, exact.
+
+    Ties count as far; sums that agree to rounding are ties.
+
+    Raises:
+        ValueError: none, more than 20, or values that are not finite.
+    """
+    d = np.asarray(differences, np.float64)
+    if d.ndim != 1 or not 1 <= d.size <= EXACT_UP_TO:
+        raise ValueError(f"An exact test takes 1 to {EXACT_UP_TO} differences, got shape {d.shape}.")
+    if not np.isfinite(d).all():
+        raise ValueError("The differences must be finite: leave out seeds that diverged, and say so.")
+    sums = np.zeros(1)
+    for value in np.abs(d):  # the signs of the differences themselves play no part in the set of all patterns
+        sums = np.concatenate([sums + value, sums - value])
+    bound = abs(d.sum()) - 1e-12 * np.abs(d).sum()
+    return float(np.mean(np.abs(sums) >= bound))
+
+
+def seeds_needed(alpha: float) -> int:
+    """The smallest n with 2/2ⁿ ≤ alpha."""
+    if not 0 < alpha < 1:
+        raise ValueError(f"alpha must be between 0 and 1, got {alpha}.")
+    return max(2, math.ceil(math.log2(2 / alpha)))
+
+
+def _paired(a, b) -> Float[np.ndarray, "n"]:
+    a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
+    if a.ndim != 1 or a.shape != b.shape or a.size == 0:
+        raise ValueError(
+            f"Paired seeds need one value a seed from each learner, got shapes {a.shape} and {b.shape}.\n"
+            "Run both on the same seeds, and give say average_accuracy(result) of each."
+        )
+    return a - b
+
+
+def _t(degrees: int) -> float:
+    from scipy.special import stdtrit
+
+    return float(stdtrit(degrees, 0.975))
