@@ -24,6 +24,7 @@ add_module_names = False
 python_maximum_signature_line_length = 88
 toc_object_entries_show_parents = "hide"
 
+pygments_dark_style = "github-dark"
 html_theme = "furo"
 html_title = f"bptoolkit {release}"
 html_show_sphinx = False

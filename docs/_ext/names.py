@@ -97,12 +97,15 @@ def docstring(body: list[ast.stmt], place: int) -> str:
 
 @cache
 def index() -> dict[str, str]:
-    """Public names as people write them, `anderson` or `fixed_point.anderson`, and their full names."""
+    """Public names as people write them, `anderson`, `fixed_point.anderson` or `fp.anderson`, and their full names."""
     found = {}
+    usual = {"fixed_point": "fp", "continual": "cl"}
     for name in (name for package in PACKAGES for name in public(f"bptoolkit.{package}")):
         parts = [*name.package.split("."), name.name]
         for i in range(len(parts)):
             found.setdefault(".".join(parts[i:]), ".".join(parts))
+        if parts[1] in usual:
+            found[".".join([usual[parts[1]], *parts[2:]])] = ".".join(parts)
     return found
 
 
