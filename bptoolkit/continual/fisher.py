@@ -33,6 +33,12 @@ def fisher(model: Model, params: Params, batch: Batch, key: Key, kind: FisherKin
 
     For dense layers the sum over rows of squared per-example gradients is itself a product, (h²)ᵀ(Σ_y p_y δ_y²), so
     no per-example gradient is ever formed; any other model goes row by row.
+
+    Args:
+        model, params: the net, and where F is taken.
+        batch: its rows, active outputs and weights; `target` is looked at by "empirical" alone.
+        key: of the labels that "sampled" draws.
+        kind: see the top of this module.
     """
     keys = jax.random.split(key, len(batch.x))
     if model.layers is not None and all(layer.dense for layer in model.layers):

@@ -104,6 +104,11 @@ def split(dataset: Dataset, classes_per_task: int, scenario: Scenario = "class",
 def permuted(dataset: Dataset, tasks: int, scenario: Scenario = "domain") -> Stream:
     """The whole data set in every task, its pixels in an order of the task's own, the first task's too.
 
+    Args:
+        dataset: labelled rows of any shape.
+        tasks: how many, at least 1.
+        scenario: "domain" shares the outputs among the tasks; in "task" and "class" each task has outputs of its own.
+
     Raises:
         ValueError: less than one task, an unknown scenario, a bad data set.
     """
@@ -119,6 +124,7 @@ def rotated(dataset: Dataset, tasks: int, scenario: Scenario = "domain", *, degr
 
     Args:
         dataset: images (n, h, w) or (n, h, w, c).
+        tasks, scenario: as in `permuted`.
         degrees: upper end of the angles; 180 as in Lopez-Paz & Ranzato (2017).
 
     Raises:

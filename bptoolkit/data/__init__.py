@@ -1,10 +1,11 @@
 """Data sets as `types.Dataset`: real images that are checked byte by byte, and synthetic classes made from a key.
 
-| name | train + test | example | where from |
-|---|---|---|---|
-| `digits` | 1442 + 355 | 8 × 8, 0 … 16 | scikit-learn, no network |
-| `mnist`, `fashion_mnist` | 60000 + 10000 | 28 × 28, 0 … 255 | `$BPTOOLKIT_DATA`, user cache, system, a mirror |
-| `gaussian_classes` | any | any shape, float | a key |
+    name                    train + test     example            where from
+    digits                  1442 + 355       8 × 8, 0 … 16      scikit-learn, no network
+    mnist, fashion_mnist    60000 + 10000    28 × 28, 0 … 255   $BPTOOLKIT_DATA, user cache, system, a mirror
+    gaussian_classes        any              any shape, float   a key
+
+`read_idx` reads any other IDX file.
 """
 
 from bptoolkit.data.digits import digits

@@ -112,12 +112,25 @@ def fashion_mnist(limit: int | None = None) -> Dataset:
 
     Looked for in `$BPTOOLKIT_DATA/fashion-mnist`, in `fashion-mnist` in the user cache, and where Debian's package
     installs it.
+
+    Args:
+      limit: as for `mnist`.
+
+    Raises:
+      ValueError, FileNotFoundError: as for `mnist`.
     """
     return load(FASHION_MNIST, limit)
 
 
 def available(name: str) -> bool:
-    """Are all four files of "mnist" or "fashion_mnist" on this machine?  Looks at names only; downloads nothing."""
+    """Are all four files of a data set on this machine?  Looks at names only; downloads nothing.
+
+    Args:
+      name: "mnist" or "fashion_mnist".
+
+    Raises:
+      ValueError: another name.
+    """
     if name not in SOURCES:
         raise ValueError(f"name must be one of {', '.join(SOURCES)}, got {name!r}.")
     source = SOURCES[name]
@@ -140,8 +153,12 @@ def load(source: Source, limit: int | None = None) -> Dataset:
 def read_idx(path: str | os.PathLike[str]) -> np.ndarray:
     """The array in an IDX file of any type, packed with gzip or not, in the machine's byte order.
 
+    Args:
+      path: of the file.
+
     Raises:
       ValueError: the file is damaged or no IDX file.
+      OSError: it cannot be read.
     """
     origin = os.fspath(path)
     return parse(unpack(Path(origin).read_bytes(), origin), origin)

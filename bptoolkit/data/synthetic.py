@@ -53,7 +53,7 @@ def gaussian_classes(
 
 
 def as_pixels(dataset: Dataset) -> Dataset:
-    """The data set with x stored as uint8: pixel = round(255 (x − low) / (high − low)), scale 255.
+    """The dataset with x stored as uint8: pixel = round(255 (x − low) / (high − low)), scale 255.
 
     low and high are the extremes of the training rows; test rows beyond them are clipped.
 

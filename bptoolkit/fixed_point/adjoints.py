@@ -46,8 +46,11 @@ def almeida_pineda(
     """Relax λ ← Jᵀλ + g from λ₀ = g, on the same solvers and stopping rule as the forward network.
 
     Jᵀ has the eigenvalues of J, so this converges wherever the forward relaxation by the same solver is stable.
-    K steps of `picard()` are the Neumann series up to (Jᵀ)^K g.  Exact.  `every`, `compact`: see
-    `solve`.
+    K steps of `picard()` are the Neumann series up to (Jᵀ)^K g.  Exact.
+
+    Args:
+        solver: `picard()` if left out.
+        stop, every, compact: as for `solve`; max_steps counts products.
 
     Reference: Almeida (1987), IEEE ICNN; Pineda (1987), Physical Review Letters 59.
     """
@@ -67,6 +70,9 @@ def neumann(terms: int) -> Biased:
 
     Args:
         terms: products beyond g itself, at least 0; 0 is `one_step()`.
+
+    Raises:
+        ValueError: a negative number of terms.
 
     Reference: Liao et al. (2018), ICML, section 3.4.
     """
@@ -91,6 +97,9 @@ def phantom(steps: int = 5, damping: Float[Array, ""] | float = 0.5) -> Biased:
     Args:
         steps: at least 1.
         damping: in [0, 1); may be traced.
+
+    Raises:
+        ValueError: fewer than one step, a damping outside [0, 1).
 
     Reference: Geng et al. (2021), NeurIPS, "On training implicit models", unrolled form.
     """

@@ -25,7 +25,10 @@ def settle(f: Callable[[State], State], z0: State, stop: Stop = Stop(), *, compa
     """Plain iteration for 48 steps; samples still on their way, or lost, go on by `anderson()`.
 
     Plain iteration wastes nothing where the spectrum of J fills a disc, which no method with a few products a step can
-    beat; Anderson's needs no ρ(J) < 1 and far fewer steps where single eigenvalues are slow.  `compact`: see `solve`.
+    beat; Anderson's needs no ρ(J) < 1 and far fewer steps where single eigenvalues are slow.
+
+    Args:
+        f, z0, stop, compact: as for `solve`; max_steps counts the steps of both.
     """
     few = stop._replace(max_steps=jnp.minimum(stop.max_steps, TRIES))
     plain = solve(f, z0, picard(), few, every=EVERY, compact=compact)

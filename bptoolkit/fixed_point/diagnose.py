@@ -34,8 +34,8 @@ Loss: TypeAlias = Callable[[Any, State], Float[Array, ""]]  # (args, z*)
 class Range(NamedTuple):
     """Least and greatest eigenvalue of the symmetric part (J + Jᵀ)/2: bounds of Re λ, and of vᵀJv over unit v."""
 
-    low: Float[Array, ""]
-    high: Float[Array, ""]
+    low: Float[Array, ""]  # least
+    high: Float[Array, ""]  # greatest
 
 
 class GradientCheck(NamedTuple):
@@ -186,11 +186,15 @@ def gradient_check(
     some 1e-7 in float64 and 1e-3 in float32, less near ρ = 1; they mean nothing where f or the loss has a kink.
 
     Args:
+        f, z0: map (args, z) -> z of ONE example, and where it is settled from.
         args: floating (or complex) arrays only.
         loss: (args, z*) -> scalar.
         relax: `implicit()` if left out.
         directions: at least 1; each settles the network twice, from z*.
         key: `jax.random.key(0)` if left out.
+
+    Raises:
+        ValueError: fewer than one direction.
     """
     if directions < 1:
         raise ValueError(f"directions must be at least 1, got {directions}. Take 4.")

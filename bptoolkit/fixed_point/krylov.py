@@ -89,6 +89,9 @@ def gmres(memory: int = 20, stop: Stop = Stop()) -> Adjoint:
         memory: directions kept, at least 1.
         stop: as for `solve`; max_steps counts products.
 
+    Raises:
+        ValueError: a memory below 1.
+
     Reference: Saad & Schultz (1986), SIAM J. Sci. Stat. Comput. 7; Eisenstat, Elman & Schultz (1983), SIAM J. Numer.
     Anal. 20, for this form.
     """
@@ -127,6 +130,9 @@ def bicgstab(stop: Stop = Stop()) -> Adjoint:
     The residual need not fall at each step.  Breakdown, or 128 products without progress, ends as SINGULAR though
     I − A may have an inverse: rare for ρ(A) ≤ 1, usual where the eigenvalues of I − A surround zero.
 
+    Args:
+        stop: as for `solve`; max_steps counts products.
+
     Reference: van der Vorst (1992), SIAM J. Sci. Stat. Comput. 13.
     """
 
@@ -156,6 +162,9 @@ def cg_normal(stop: Stop = Stop()) -> Adjoint:
 
     Its residual never rises, and it needs nothing of A; the price is the squared condition number, so in float32 it
     ends as STALLED where ρ is near one and the tolerance is tight.
+
+    Args:
+        stop: as for `solve`; max_steps counts products.
 
     Reference: Hestenes & Stiefel (1952), J. Res. Natl. Bur. Stand. 49; Saad (2003), Iterative Methods, section 8.3.
     """

@@ -40,6 +40,9 @@ def broyden(memory: int = 10) -> Solver:
     Args:
         memory: corrections kept, at least 1.
 
+    Raises:
+        ValueError: a memory below 1.
+
     Reference: Broyden (1965), Math. Comp. 19; Bai et al. (2020), NeurIPS, for its use in equilibrium networks.
     """
     if memory < 1:

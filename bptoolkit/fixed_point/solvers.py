@@ -40,6 +40,9 @@ def damped(damping: Float[Array, ""] | float) -> Solver:
 
     Args:
         damping: share of the old state that is kept, in [0, 1); may be traced.
+
+    Raises:
+        ValueError: a damping outside [0, 1).
     """
     if isinstance(damping, int | float) and not 0 <= damping < 1:
         raise ValueError(f"damping must be in [0, 1), got {damping}. Take 0 for plain iteration.")
@@ -63,6 +66,9 @@ def relaxation(dt: Float[Array, ""] | float | None = None) -> Solver:
 
     Args:
         dt: positive step length; may be traced.
+
+    Raises:
+        ValueError: a dt that is not positive.
 
     Reference: Almeida (1987), IEEE ICNN; Pineda (1987), Physical Review Letters 59; Barzilai & Borwein (1988), IMA
     Journal of Numerical Analysis 8 (the step length).
@@ -130,6 +136,9 @@ def anderson(depth: int = 5, ridge: float = 1e-8) -> Solver:
         depth: iterates remembered, at least 1.
         ridge: added to the Gram matrix relative to its own diagonal, so it weighs the same near the solution as far
             from it; never less than four units of rounding.
+
+    Raises:
+        ValueError: a depth below 1.
 
     Reference: Walker & Ni (2011), SIAM J. Numer. Anal. 49.
     """

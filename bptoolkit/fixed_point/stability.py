@@ -191,7 +191,11 @@ def _eigenvectors(t: Complex[Array, "m m"]) -> Complex[Array, "m m"]:
 
 
 def largest_dt(eigenvalues: Complex[Array, "m"]) -> Float[Array, ""]:
-    """The step below which Euler's steps settle, min 2 Re(1 − λ) / |1 − λ|²; 0 if some Re λ ≥ 1, so that none does."""
+    """The step below which Euler's steps settle, min 2 Re(1 − λ) / |1 − λ|²; 0 if some Re λ ≥ 1, so that none does.
+
+    Args:
+        eigenvalues: λ of J = ∂f/∂z, say `ritz(…).values`.
+    """
     gap = 1 - eigenvalues
     square = jnp.maximum(jnp.square(gap.real) + jnp.square(gap.imag), float(jnp.finfo(gap.real.dtype).tiny))
     return jnp.maximum(jnp.min(2 * gap.real / square), 0)
@@ -209,6 +213,9 @@ def automatic_dt(
         f, args, z, size, key: as in `ritz`; the cost is `size` products Jv.
         safety: share of the stable range that may be used, in (0, 1).
         largest: upper bound, positive; 1 is plain iteration, above it slow modes are over-relaxed.
+
+    Raises:
+        ValueError: a safety outside (0, 1), a largest that is not positive.
     """
     if isinstance(safety, int | float) and not 0 < safety < 1:
         raise ValueError(f"safety must be in (0, 1), got {safety}. Take 0.9.")
@@ -229,7 +236,12 @@ def jacobian_penalty(f: Map, args: PyTree, z: State, key: Key, samples: int = 1)
     Unbiased, and differentiable in args and in z.  Random signs vary less than the published Gaussian v.
 
     Args:
+        f, args, z: map (args, z) -> z, its arguments, and where it is linearised; n state values.
+        key: of the signs; a new one for each call.
         samples: products Jv, at least 1; the standard error falls as 1/√samples.
+
+    Raises:
+        ValueError: fewer than one sample.
 
     Reference: Bai, Koltun & Kolter (2021), ICML, "Stabilizing Equilibrium Models by Jacobian Regularization".
     """
@@ -252,6 +264,9 @@ def spectral_normalise(
     Args:
         bound: positive; below 1/max |g′| a rate network settles by plain iteration, from any state.
         steps, start: as in `singular_vector`.
+
+    Raises:
+        ValueError: a bound that is not positive.
 
     Reference: Miyato et al. (2018), ICLR, "Spectral Normalization for Generative Adversarial Networks".
     """
@@ -281,6 +296,13 @@ def monotone(a: Float[Array, "k n"], b: Float[Array, "n n"], m: Real) -> Float[A
     For m > 0 and any g with slopes in [0, 1] (relu, tanh, …), z = g(W z + d) then has one fixed point, whatever
     A and B, at which dz/dt = −z + g(W z + d) is stable; plain iteration may not be.  The same holds for Wᵀ, so z @ w
     does as well.
+
+    Args:
+        a, b: A, of any number of rows, and B.
+        m: how strongly monotone, positive; eigenvalues of W keep 1 − m as the bound of their real parts.
+
+    Raises:
+        ValueError: an m that is not positive.
 
     Reference: Winston & Kolter (2020), NeurIPS, "Monotone operator equilibrium networks".
     """

@@ -1,7 +1,7 @@
 """The error of every unit: δ = ∂L/∂a, a the unit's total input, by a hand-written backward sweep.
 
-Feed-forward:  δ_L = g′(a_L) ⊙ ∂L/∂h_L,    δ_l = g′(a_l) ⊙ W_{l+1} δ_{l+1}    (w[i, j] leads from i to j)
-Recurrent:     λ = Jᵀλ + ∂L/∂z*,           δ = (∂f/∂d)ᵀ λ, for a rate cell g′(d + W z*) ⊙ λ
+    feed-forward   δ_L = g′(a_L) ⊙ ∂L/∂h_L,    δ_l = g′(a_l) ⊙ W_{l+1} δ_{l+1}    (w[i, j] leads from i to j)
+    recurrent      λ = Jᵀλ + ∂L/∂z*,           δ = (∂f/∂d)ᵀ λ, for a rate cell g′(d + W z*) ⊙ λ
 
 The gradient of a weight is then the activity that enters it times the error of the unit it leads to.
 References: Rumelhart, Hinton & Williams (1986), Nature 323; Almeida (1987), IEEE ICNN; Pineda (1987), PRL 59.

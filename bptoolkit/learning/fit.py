@@ -34,10 +34,10 @@ class Curves(NamedTuple):
     """What each step reports, over the rows that count; NaN where a net does not settle."""
 
     loss: Float[Array, "steps"]
-    settling_steps: Float[Array, "steps"]
+    settling_steps: Float[Array, "steps"]  # mean of the forward relaxations
     unconverged: Float[Array, "steps"]  # share of rows
-    backward_steps: Float[Array, "steps"]
-    backward_unconverged: Float[Array, "steps"]
+    backward_steps: Float[Array, "steps"]  # mean of the adjoints
+    backward_unconverged: Float[Array, "steps"]  # share of rows
 
 
 class Fitted(NamedTuple):
@@ -115,7 +115,19 @@ def train(
     steps: int,
     first: Int[Array, ""] | int = 0,
 ) -> tuple[Progress, Curves]:
-    """Make steps first … first + steps − 1 of a stage whose key this is; each gets `draw(step, key)`."""
+    """Make steps first … first + steps − 1 of a stage whose key this is.  Compiles nothing: call it under `jit`.
+
+    Args:
+        learner, optimizer: as for `fit`.
+        draw: (step, key) -> the rows of that step.
+        progress: parameters, optimiser state and memory to go on from.
+        key: of the stage; the same for every stretch of it.
+        steps: how many to make; static.
+        first: number of the first one, from 0.
+
+    Returns:
+        Where it got to, and the curves of these steps.
+    """
     step = partial(_step, learner, optimizer, draw, *jax.random.split(key))
     return lax.scan(step, progress, jnp.int32(first) + jnp.arange(steps, dtype=jnp.int32))
 

@@ -18,11 +18,11 @@ __all__ = ["OWN_ROWS", "Curriculum", "Learner", "LearningRule", "StreamSpec", "T
 class StreamSpec(NamedTuple):
     """Static facts of a stream that a learner's memory is built from."""
 
-    tasks: int
+    tasks: int  # how many
     classes: int  # of the data set
-    classes_per_task: int
+    classes_per_task: int  # of each task, the same for all
     rows_max: int  # training rows of the largest task
-    outputs: int
+    outputs: int  # that the model has
     example: Batch  # one row, as `jax.ShapeDtypeStruct`s
 
 
@@ -31,7 +31,7 @@ class Task(NamedTuple):
 
     number: Int[Array, ""]  # from 0
     count: Int[Array, ""]  # its training rows
-    rows_max: int
+    rows_max: int  # those of the largest task: `rows` takes positions below it
     rows: Callable[[Int[Array, "b"]], Batch]  # by position; weight 0 from `count` on
     slot: Callable[[Int[Array, "b"]], Int[Array, "b"]]  # by position: which of the task's classes, from 0
 
@@ -45,7 +45,17 @@ class Curriculum(NamedTuple):
 
 
 class Learner(NamedTuple):
-    """A model and how it learns; every function is pure, and sees batches."""
+    """A model and how it learns; every function is pure, and sees batches.
+
+    model: whose parameters are learned.
+    init: (params, spec, key) -> memory, a tree of arrays whose shapes never change.
+    gradient: (memory, params, batch, key) -> direction of descent, report, memory.
+    after_step: (memory, before, after, opt_state, batch, key) -> the parameters, optimiser state and memory that hold,
+        once the optimiser has gone from `before` to `after`: masks, resets, path integrals.
+    end_task: (memory, params, task, key) -> parameters and memory, when a task is over.
+    predict: (memory, params, batch) -> logits and report, as tests see them.
+    curriculum: which rows each stage trains on, and for how long.
+    """
 
     model: Model
     init: Callable[[Params, StreamSpec, Key], Memory]

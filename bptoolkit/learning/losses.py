@@ -71,7 +71,12 @@ def binary_cross_entropy(
 def squared_error(
     outputs: Logits, target: Float[Array, "k"], active: Active = None, temperature: Float[Array, ""] | float = 1.0
 ) -> Float[Array, ""]:
-    """L = ½ Σ_i (t_i − o_i)² over the active outputs; the temperature plays no part."""
+    """L = ½ Σ_i (t_i − o_i)² over the active outputs; the temperature plays no part.
+
+    Args:
+        outputs, target: (k,).
+        active: (k,) the outputs in play; all if left out.
+    """
     del temperature
     return jnp.sum(jnp.square(_difference(outputs, target, active))) / 2
 

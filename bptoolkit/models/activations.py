@@ -62,7 +62,7 @@ def slope(activation: Elementwise, a: Float[Array, "..."]) -> Float[Array, "..."
 
 
 def steepest(activation: Elementwise) -> Float[Array, ""] | float:
-    """The largest |g′|; for a plain function, the largest found on a grid over [−20, 20]."""
+    """The largest |g′| of an activation; for a plain function, the largest found on a grid over [−20, 20]."""
     if isinstance(activation, Activation):
         return activation.steepest
     return jnp.max(jnp.abs(slope(activation, jnp.linspace(-20.0, 20.0, 40_001))))

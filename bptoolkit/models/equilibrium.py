@@ -46,7 +46,7 @@ def equilibrium(cell: Cell, relax: Relaxation | None = None) -> Model:
 
 
 def settling(solution: Solution) -> Settling:
-    """The report of a relaxation, without its state."""
+    """The report of a relaxation, which is a `Solution` without its state, memory and error."""
     return Settling(solution.steps, solution.residual, solution.rate, solution.status)
 
 

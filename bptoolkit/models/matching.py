@@ -11,7 +11,7 @@ __all__ = ["count_parameters", "matched_units"]
 
 
 def count_parameters(net: Model | Cell) -> int:
-    """Numbers in the parameters that its init draws; none is drawn."""
+    """How many numbers the parameters of `net`, a model or a cell, hold; none is drawn."""
     shapes = jax.eval_shape(net.init, jax.random.key(0))
     return sum(prod(leaf.shape) for leaf in jax.tree.leaves(shapes))
 

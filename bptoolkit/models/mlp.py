@@ -89,6 +89,11 @@ def uniform_fan_in(key: Key, shape: tuple[int, ...], fan_in: int) -> Float[Array
 
     It is what torch.nn.Linear does, and so the protocol of van de Ven, Tuytelaars & Tolias (2022), Nature Machine
     Intelligence 4.  The weights have a variance of 1/(3 fan_in).
+
+    Args:
+        key: a typed PRNG key.
+        shape: of the array that is drawn.
+        fan_in: numbers that enter one unit.
     """
     return jax.random.uniform(key, shape, minval=-(fan_in**-0.5), maxval=fan_in**-0.5)
 

@@ -97,16 +97,20 @@ def docstring(body: list[ast.stmt], place: int) -> str:
 
 @cache
 def index() -> dict[str, str]:
-    """Public names as people write them, `anderson`, `fixed_point.anderson` or `fp.anderson`, and their full names."""
-    found = {}
+    """Public names as people write them, `anderson`, `solvers.anderson` or `fp.anderson`, and their full names.
+
+    What two packages call by one name is not here without its package.
+    """
     usual = {"fixed_point": "fp", "continual": "cl"}
+    found: dict[str, set[str]] = {}
     for name in (name for package in PACKAGES for name in public(f"bptoolkit.{package}")):
-        parts = [*name.package.split("."), name.name]
-        for i in range(len(parts)):
-            found.setdefault(".".join(parts[i:]), ".".join(parts))
-        if parts[1] in usual:
-            found[".".join([usual[parts[1]], *parts[2:]])] = ".".join(parts)
-    return found
+        full = f"{name.package}.{name.name}"
+        parts = full.split(".")
+        written = {".".join(parts[i:]) for i in range(len(parts))}
+        written |= {f"{short}.{name.name}" for short in (name.module.rpartition(".")[2], usual.get(parts[1], parts[1]))}
+        for short in written:
+            found.setdefault(short, set()).add(full)
+    return {short: full for short, (full, *others) in found.items() if not others}
 
 
 @cache
