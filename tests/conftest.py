@@ -17,9 +17,12 @@ def key() -> jax.Array:
 
 
 @pytest.fixture(autouse=True, scope="session")
-def compiled(tmp_path_factory):
-    """Small nets spend their time in the compiler: it optimises little here, and compiles nothing twice."""
-    folder = tmp_path_factory.mktemp("compiled")
+def compiled(request):
+    """Small nets spend their time in the compiler: it optimises little here, and compiles nothing twice.
+
+    The programs stay in pytest's own cache, so that tests run again compile only what has changed.
+    """
+    folder = request.config.cache.mkdir("compiled")
     fast = {
         "jax_disable_most_optimizations": True,
         "jax_compilation_cache_dir": str(folder),
@@ -33,6 +36,16 @@ def compiled(tmp_path_factory):
     yield folder
     for name, value in usual.items():
         jax.config.update(name, value)
+    compilation_cache.reset_cache()
+
+
+@pytest.fixture
+def empty_cache(compiled, tmp_path):
+    """A cache of compiled programs that holds nothing yet, in place of the shared one."""
+    jax.config.update("jax_compilation_cache_dir", str(tmp_path))
+    compilation_cache.reset_cache()
+    yield tmp_path
+    jax.config.update("jax_compilation_cache_dir", str(compiled))
     compilation_cache.reset_cache()
 
 

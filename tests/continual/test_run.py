@@ -267,7 +267,7 @@ def test_a_seed_that_diverges_is_flagged_and_leaves_the_others_alone(clouds, rec
 
 
 @pytest.mark.parametrize("traced", [True, False], ids=["traced", "written in"])
-def test_another_hyper_parameter_compiles_nothing(clouds, compiled, traced):
+def test_another_hyper_parameter_compiles_nothing(clouds, empty_cache, traced):
     """The compilation cache has no new entry after it.  Negative control: a rate that is written in adds some."""
     learner, stream = learning.backprop(MODEL), cl.split(clouds, 2)
 
@@ -275,7 +275,7 @@ def test_another_hyper_parameter_compiles_nothing(clouds, compiled, traced):
         optimizer = (lambda hyper: optax.sgd(hyper["rate"])) if traced else optax.sgd(rate)
         hyper = {"rate": rate} if traced else {}
         cl.run(cl.Experiment(stream, learner, optimizer, STEPS, 4, hyper=hyper), jax.random.key(0), seeds=2)
-        return {entry.name for entry in compiled.glob("*-cache")}
+        return {entry.name for entry in empty_cache.glob("*-cache")}
 
     one, another = entries_after(0.1), entries_after(0.3)
     assert len(one) > 0
