@@ -1,0 +1,173 @@
+"""A published table beside what was measured: difference, and how many combined standard errors that is.
+
+    SEM = √(σ²/(n − 1)),  σ² the population variance (as van de Ven et al. state it; it is s/√n)
+    z   = (measured − published) / √(SEM_m² + SEM_p²)
+
+A figure carries where it was read: "src" the authors' code, "ft" the paper's text, "3p" an independent transcription,
+"fig" read off a figure (± 0.5), "rec" from general knowledge, unverified.  "fig" and "rec" are targets to look at.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Float
+
+from bptoolkit.continual.experiment import Experiment
+from bptoolkit.continual.streams import Scenario
+
+__all__ = ["Cell", "Column", "Figure", "Table", "compared", "sem", "text_table"]
+
+MARKS = ("src", "ft", "3p", "fig", "rec")
+UNVERIFIED = ("fig", "rec")
+NEAR = 1.5  # points that no one calls a difference
+
+
+class Figure(NamedTuple):
+    """A published number."""
+
+    mean: float
+    sem: float | None  # None where none was published
+    mark: str  # one of MARKS
+
+
+class Column(NamedTuple):
+    """What a column reports: of which runs, and which number of their results."""
+
+    scenario: Scenario
+    score: Callable[[Any], np.ndarray]  # of a Result, or of what has its accuracy and its untrained row
+
+
+class Table(NamedTuple):
+    """A published table, and the protocol that its numbers come from.
+
+    define: of (method, scenario); the experiment to the protocol's letter, or None where the method has no such run.
+    deviations: of (method, scenario): what is not to the letter; empty where all is.
+    weight: of a method, how many times the updates of plain training it costs, for estimates.
+    """
+
+    title: str
+    reference: str
+    notes: tuple[str, ...]
+    columns: Mapping[str, Column]
+    published: Mapping[str, Mapping[str, Figure]]  # by method, then column
+    define: Callable[[str, Scenario], Experiment | None]
+    deviations: Callable[[str, Scenario], tuple[str, ...]]
+    weight: Mapping[str, float]
+
+
+class Cell(NamedTuple):
+    """One figure of the table beside its measurement; NaN where there is none."""
+
+    published: Figure | None
+    measured: float
+    sem: float
+    n: int
+    difference: float
+    z: float
+    near: bool | None  # |difference| ≤ max(2 combined SEM, 1.5); None where it cannot be said
+    deviations: tuple[str, ...]
+    values: tuple[float, ...]  # one a seed
+
+
+def sem(values: Float[np.ndarray, "n"]) -> float:
+    """√(σ²/(n − 1)), σ² the population variance; NaN below two values."""
+    values = np.asarray(values, np.float64)
+    return math.sqrt(values.var() / (values.size - 1)) if values.size > 1 else math.nan
+
+
+def compared(published: Figure | None, values: Float[np.ndarray, "n"], deviations: tuple[str, ...] = ()) -> Cell:
+    """One cell, from the values of its seeds."""
+    values = np.asarray(values, np.float64)
+    mean = float(values.mean()) if values.size else math.nan
+    own = sem(values)
+    if published is None:
+        return Cell(None, mean, own, values.size, math.nan, math.nan, None, deviations, tuple(values.tolist()))
+    difference = mean - published.mean
+    both = math.nan if published.sem is None else math.hypot(own, published.sem)
+    z = difference / both if both > 0 else math.nan
+    near = None if math.isnan(own) or math.isnan(difference) else abs(difference) <= max(NEAR, _double(both))
+    return Cell(published, mean, own, values.size, difference, z, near, deviations, tuple(values.tolist()))
+
+
+def text_table(table: Table, cells: Mapping[tuple[str, str], Cell]) -> str:
+    """The comparison as plain text, one line a cell, with what its reader must know below."""
+    lines = [table.title, table.reference, ""]
+    lines.append(f"{'method':12} {'column':8} {'published':>20} {'measured':>16} {'n':>3} {'diff':>7} {'SEMs':>6}")
+    for (method, column), cell in cells.items():
+        lines.append(
+            f"{method:12} {column:8} {_published(cell.published):>20} {_pm(cell.measured, cell.sem):>16} {cell.n:>3} "
+            f"{_number(cell.difference, '+.2f'):>7} {_number(cell.z, '+.1f'):>6} {_verdict(cell)}"
+        )
+    lines += ["", *(f"- {note}" for note in (*table.notes, *_marks(cells), *_deviations(cells)))]
+    return "\n".join(lines)
+
+
+def as_data(table: Table, cells: Mapping[tuple[str, str], Cell], made: Mapping[str, Any]) -> dict[str, Any]:
+    """The same as plain data, to be committed; what is not there is null."""
+    return {
+        "title": table.title,
+        "reference": table.reference,
+        "notes": list(table.notes),
+        "made": dict(made),
+        "cells": [
+            {
+                "method": method,
+                "column": column,
+                "published": None if cell.published is None else cell.published._asdict(),
+                "measured": _null(cell.measured),
+                "sem": _null(cell.sem),
+                "n": cell.n,
+                "values": list(cell.values),
+                "difference": _null(cell.difference),
+                "sems": _null(cell.z),
+                "near": cell.near,
+                "deviations": list(cell.deviations),
+            }
+            for (method, column), cell in cells.items()
+        ],
+    }
+
+
+def _double(both: float) -> float:
+    return 0.0 if math.isnan(both) else 2 * both
+
+
+def _verdict(cell: Cell) -> str:
+    words = {None: "", True: "near", False: "APART"}[cell.near]
+    return f"{words}{' *' if cell.deviations else ''}"
+
+
+def _published(figure: Figure | None) -> str:
+    if figure is None:
+        return "-"
+    return f"{_pm(figure.mean, math.nan if figure.sem is None else figure.sem)} [{figure.mark}]"
+
+
+def _pm(mean: float, error: float) -> str:
+    if math.isnan(mean):
+        return "-"
+    return f"{mean:.2f}" if math.isnan(error) else f"{mean:.2f} ± {error:.2f}"
+
+
+def _number(value: float, form: str) -> str:
+    return "-" if math.isnan(value) else format(value, form)
+
+
+def _marks(cells: Mapping[tuple[str, str], Cell]) -> list[str]:
+    doubtful = any(cell.published and cell.published.mark in UNVERIFIED for cell in cells.values())
+    return ["[rec] and [fig] are unverified figures: look at them, do not rely on them."] if doubtful else []
+
+
+def _deviations(cells: Mapping[tuple[str, str], Cell]) -> list[str]:
+    """What is not to the letter, with the cells that it concerns."""
+    found: dict[str, list[str]] = {}
+    for (method, column), cell in cells.items():
+        for sentence in cell.deviations:
+            found.setdefault(sentence, []).append(f"{method}/{column}")
+    return [f"* {', '.join(names)}: {sentence}" for sentence, names in found.items()]
+
+
+def _null(value: float) -> float | None:
+    return None if math.isnan(value) else value

@@ -1,0 +1,74 @@
+"""A published figure beside measured ones: worked examples, and what must not be said."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+
+from bptoolkit.runs.published import Column, Figure, Table, as_data, compared, sem, text_table
+
+TABLE = Table(
+    "A table",
+    "Someone (2020)",
+    ("A note.",),
+    {"Class": Column("class", lambda result: result)},
+    {"ER": {"Class": Figure(88.79, 0.20, "3p")}, "SI": {"Class": Figure(21.2, 0.57, "rec")}},
+    lambda method, scenario: None,
+    lambda method, scenario: (),
+    {},
+)
+
+
+def test_the_standard_error_is_s_over_root_n():
+    values = np.random.default_rng(0).normal(size=7)
+    assert sem(values) == pytest.approx(values.std(ddof=1) / math.sqrt(7))
+    assert math.isnan(sem(values[:1]))
+
+
+def test_a_difference_is_told_in_combined_standard_errors():
+    """Values 1 and 3: mean 2, SEM √(1/1) = 1.  Published 5 ± 2 … 3/√5 = 1.34 apart."""
+    cell = compared(Figure(5.0, 2.0, "3p"), np.array([1.0, 3.0]))
+    assert (cell.measured, cell.sem, cell.n, cell.difference) == (2.0, 1.0, 2, -3.0)
+    assert cell.z == pytest.approx(-3 / math.sqrt(5))
+    assert cell.near is True  # within 2 · √5 = 4.5 points
+
+
+@pytest.mark.parametrize(("measured", "near"), [(90.2, True), (90.4, False), (87.4, True), (87.2, False)])
+def test_near_is_two_combined_errors_or_one_and_a_half_points(measured, near):
+    values = measured + np.array([-0.1, 0.1])  # SEM 0.1; 2 · √(0.1² + 0.2²) = 0.45 < 1.5
+    assert compared(Figure(88.79, 0.20, "3p"), values).near is near
+
+
+def test_one_seed_has_no_error_and_no_verdict():
+    one = compared(Figure(88.79, 0.20, "3p"), np.array([88.0]))
+    assert one.difference == pytest.approx(-0.79)
+    assert math.isnan(one.z)
+    assert one.near is None
+    none = compared(Figure(88.79, 0.20, "3p"), np.zeros(0))
+    assert none.n == 0
+    assert math.isnan(none.measured)
+    assert none.near is None
+
+
+def test_the_text_shows_marks_counts_and_what_is_not_to_the_letter():
+    cells = {
+        ("ER", "Class"): compared(TABLE.published["ER"]["Class"], np.array([88.0, 89.0])),
+        ("SI", "Class"): compared(TABLE.published["SI"]["Class"], np.array([30.0, 30.2]), ("half the steps",)),
+    }
+    text = text_table(TABLE, cells)
+    assert "88.79 ± 0.20 [3p]" in text
+    assert "88.50 ± 0.50   2   -0.29   -0.5 near" in text
+    assert "APART *" in text
+    assert "- * SI/Class: half the steps" in text
+    assert "[rec] and [fig] are unverified" in text
+    assert "unverified" not in text_table(TABLE, {("ER", "Class"): cells["ER", "Class"]})
+
+
+def test_the_data_is_plain_and_null_where_nothing_is():
+    cells = {("ER", "Class"): compared(TABLE.published["ER"]["Class"], np.zeros(0))}
+    data = json.loads(json.dumps(as_data(TABLE, cells, {"key": 0}), allow_nan=False))
+    (cell,) = data["cells"]
+    assert cell["measured"] is cell["sem"] is cell["near"] is None
+    assert cell["published"] == {"mean": 88.79, "sem": 0.20, "mark": "3p"}
+    assert (cell["n"], cell["values"]) == (0, [])

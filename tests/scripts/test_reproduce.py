@@ -1,0 +1,128 @@
+"""The command that reproduces a table, on a table of its own: digits, few steps."""
+
+import importlib.util
+import json
+from pathlib import Path
+
+import jax
+import numpy as np
+import optax
+import pytest
+
+from bptoolkit import continual as cl
+from bptoolkit import data, learning
+from bptoolkit.models import mlp
+from bptoolkit.runs.published import MARKS, Column, Figure, Table
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+STREAM = cl.split(data.gaussian_classes(jax.random.key(1), 4, 8, 4, test_rows=4), 2)
+
+
+@pytest.fixture(scope="module")
+def reproduce():
+    found = importlib.util.spec_from_file_location("reproduce", ROOT / "scripts" / "reproduce.py")
+    module = importlib.util.module_from_spec(found)
+    found.loader.exec_module(module)
+    return module
+
+
+def small(steps=4):
+    def define(method, scenario):
+        if method == "Unknown":
+            return None
+        strategy = {"None": cl.naive, "ER": cl.replay(2)}[method]
+        return cl.Experiment(STREAM, strategy(learning.backprop(mlp(4, 5, 4))), optax.sgd(0.1), steps, batch=4)
+
+    row = {"Class": Figure(50.0, 1.0, "rec")}
+    return Table(
+        "Small", "Nobody (2026)", (), {"Class": Column("class", lambda r: 100 * cl.average_accuracy(r))},
+        {"None": row, "ER": row, "Unknown": row}, define, lambda method, scenario: (), {"ER": 2.0},
+    )  # fmt: skip
+
+
+@pytest.fixture
+def command(reproduce, monkeypatch, tmp_path, capsys):
+    """The command line on the small table, and the runs that it made."""
+    made, table = [], [small()]
+    monkeypatch.setattr(reproduce, "prepare", lambda config, devices: None)
+    monkeypatch.setattr(reproduce, "load", lambda name, known: table[0])
+    run = cl.run
+
+    def counted(experiment, key, seeds, **options):
+        made.append((experiment.steps, seeds))
+        return run(experiment, key, seeds, **options)
+
+    monkeypatch.setattr(reproduce.cl, "run", counted)
+
+    def go(*arguments):
+        made.clear()
+        folders = ("--runs", str(tmp_path / "runs"), "--out", str(tmp_path / "out"))
+        code = reproduce.main(["nobody2026/small", *folders, *arguments])
+        told = capsys.readouterr()
+        return code, told.out + told.err, [seeds for steps, seeds in made if steps != reproduce.CALIBRATION]
+
+    go.table, go.folder = table, tmp_path
+    return go
+
+
+def test_it_runs_what_is_missing_and_nothing_twice(command):
+    code, text, made = command("--seeds", "2", "--methods", "None", "ER")
+    assert code == 0
+    assert len(made) == 4  # a device, so a seed at a time
+    assert "4 runs, about" in text
+    code, text, made = command("--seeds", "3", "--methods", "None", "ER")
+    assert made == [(2,), (2,)]
+    (cell, _) = json.loads((command.folder / "out" / "nobody2026-small.json").read_text())["cells"]
+    assert cell["n"] == 3
+    assert command("--seeds", "3", "--methods", "None")[2] == []
+
+
+def test_stopped_and_taken_up_it_ends_the_same(command):
+    whole = command("--seeds", "2", "--methods", "None")
+    values = lambda: json.loads((command.folder / "out" / "nobody2026-small.json").read_text())["cells"][0]["values"]
+    first = values()
+    (command.folder / "runs" / "nobody2026-small" / "None-class-1.json").unlink()
+    again = command("--seeds", "2", "--methods", "None")
+    assert (len(whole[2]), again[2]) == (2, [(1,)])
+    np.testing.assert_array_equal(values(), first)
+
+
+def test_a_result_of_another_budget_is_not_taken_for_it(command):
+    command("--seeds", "1", "--methods", "None")
+    command.table[0] = small(steps=5)
+    _, text, made = command("--seeds", "0", "--methods", "None")
+    assert made == []
+    assert json.loads((command.folder / "out" / "nobody2026-small.json").read_text())["cells"][0]["n"] == 1
+    assert " 0       -" in text
+
+
+def test_a_method_that_is_not_there_is_said_to_be_missing(command):
+    code, text, made = command("--seeds", "1", "--methods", "Unknown")
+    assert (code, made) == (0, [])
+    assert "Unknown/Class: not run: there is no such method yet" in text
+
+
+def test_bad_words_are_refused(command):
+    for arguments, sentence in (
+        (("--methods", "Magic"), "no row 'Magic'"),
+        (("--columns", "Magic"), "no column 'Magic'"),
+        (("--seeds", "-1"), "--seeds must be at least 0"),
+    ):
+        code, text, _ = command(*arguments)
+        assert code == 2
+        assert sentence in text
+
+
+def test_every_table_names_its_source_and_marks_its_figures(reproduce):
+    """No data set is read for that."""
+    known = reproduce.tables()
+    assert "vandeven2022/split_mnist" in known
+    for name in known:
+        table = reproduce.load(name, known)
+        assert table.reference
+        for row in table.published.values():
+            assert set(row) <= set(table.columns)
+            assert all(figure.mark in MARKS for figure in row.values())
+        assert set(table.weight) <= set(table.published)
+    with pytest.raises(ValueError, match="There is no table 'vandeven/split'"):
+        reproduce.load("vandeven/split", known)
