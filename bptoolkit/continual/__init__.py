@@ -8,6 +8,7 @@ from bptoolkit.continual.distilled_replay import der, der_plus_plus
 from bptoolkit.continual.experiment import Cost, Experiment, Result
 from bptoolkit.continual.fisher import fisher
 from bptoolkit.continual.gem import agem, gem
+from bptoolkit.continual.layout import Layout, choose_layout
 from bptoolkit.continual.metrics import (
     average_accuracy,
     backward_transfer,
@@ -19,10 +20,9 @@ from bptoolkit.continual.metrics import (
     stability_gap,
     worst_case_accuracy,
 )
-from bptoolkit.continual.programs import Layout, choose_layout
 from bptoolkit.continual.regularise import ewc
 from bptoolkit.continual.rehearse import replay, reservoir_replay
-from bptoolkit.continual.run import Moment, RunState, run
+from bptoolkit.continual.run import Moment, RunState, run, run_grid
 from bptoolkit.continual.statistics import Comparison, compare, permutation_test
 from bptoolkit.continual.streams import Stream, permuted, rotated, split
 
@@ -63,6 +63,7 @@ __all__ = [
     "reservoir_replay",
     "rotated",
     "run",
+    "run_grid",
     "split",
     "stability_gap",
     "worst_case_accuracy",

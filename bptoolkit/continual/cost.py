@@ -1,26 +1,30 @@
 """What a prediction costs: operations as the compiler counts them, and time."""
 
 import time
+from collections.abc import Iterable
 
 import jax
 import numpy as np
 from jaxtyping import Array, Float
 
 from bptoolkit import trees
+from bptoolkit.continual.experiment import Experiment, Hyper
 from bptoolkit.learning.learner import Learner, StreamSpec
 from bptoolkit.types import Model, Params
 
 __all__ = ["flops_of_prediction", "memory_bytes", "time_of_predictions"]
 
 
-def flops_of_prediction(model: Model, params: Params, x: Float[Array, "*d"], steps: float) -> float:
-    """Floating-point operations of one prediction.
+def flops_of_prediction(
+    model: Model, params: Params, x: Float[Array, "*d"], steps: Float[np.ndarray, "n"]
+) -> Float[np.ndarray, "n"]:
+    """Floating-point operations of one prediction, for each number of settling steps.
 
     The compiler counts a loop's body once whatever its length, so a net that settles is counted by its parts: the
     drive once, a step `steps` + 1 times, the readout once.  What judges convergence is left out.
     """
     if model.cell is None:
-        return _flops(lambda p, x: model.apply(p, x)[0], params, x)
+        return np.full(len(steps), _flops(lambda p, x: model.apply(p, x)[0], params, x))
     cell = model.cell
     z = trees.zeros_like(cell.state)
     read = _flops(cell.readout, params, z)
@@ -37,16 +41,21 @@ def memory_bytes(learner: Learner, spec: StreamSpec) -> int:
     return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(memory))
 
 
-def time_of_predictions(model: Model, params: Params, x: Float[Array, "n *d"], repeats: int = 5) -> float:
-    """Milliseconds per 1000 predictions, the median of a few compiled passes over x."""
-    predict = jax.jit(lambda p, x: jax.vmap(model.apply, (None, 0))(p, x)[0])
-    jax.block_until_ready(predict(params, x))
-    seconds = []
-    for _ in range(repeats):
+def time_of_predictions(
+    experiment: Experiment, nets: Iterable[tuple[Hyper, Params]], x: Float[Array, "n *d"], repeats: int = 5
+) -> list[float]:
+    """Milliseconds per 1000 predictions of each net, the median of a few passes over x; compiled once for all."""
+
+    @jax.jit
+    def predict(hyper, params, x):
+        return jax.vmap(experiment.build(hyper)[0].model.apply, (None, 0))(params, x)[0]
+
+    def once(*net) -> float:
         began = time.perf_counter()
-        jax.block_until_ready(predict(params, x))
-        seconds.append(time.perf_counter() - began)
-    return float(np.median(seconds)) * 1e6 / len(x)
+        jax.block_until_ready(predict(*net, x))
+        return time.perf_counter() - began
+
+    return [float(np.median([once(*net) for _ in range(repeats + 1)][1:])) * 1e6 / len(x) for net in nets]
 
 
 def _flops(function, *arguments) -> float:

@@ -1,11 +1,13 @@
 """Run an experiment: one net per seed through the tasks, in programs compiled once.  Knows no files.
 
-The loop over tasks is in Python, where it tells its progress and can be taken up again; all else is compiled.
+A grid of numbers is one run of more nets.  The loop over tasks is in Python, where it tells its progress and can be
+taken up again; all else is compiled.
 """
 
 import time
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,12 +15,14 @@ import numpy as np
 
 from bptoolkit.continual.cost import flops_of_prediction, time_of_predictions
 from bptoolkit.continual.experiment import Cost, Experiment, Result
-from bptoolkit.continual.programs import Layout, Programs, choose_layout, weights_of
+from bptoolkit.continual.lanes import Grid, Lanes, filled, make_lanes
+from bptoolkit.continual.layout import SEED, Layout, choose_layout, fetch, place
+from bptoolkit.continual.programs import Programs, weights_of
 from bptoolkit.learning.fit import Curves, Progress
 from bptoolkit.learning.learner import Curriculum
-from bptoolkit.types import Key
+from bptoolkit.types import Key, Params
 
-__all__ = ["Moment", "RunState", "run"]
+__all__ = ["Moment", "RunState", "run", "run_grid"]
 
 CHUNK = 256  # updates a call at most, so that progress can be told
 
@@ -58,7 +62,7 @@ def run(
     on_task: Callable[[Moment, RunState], None] | None = None,
     on_progress: Callable[[Moment, RunState], None] | None = None,
     state: RunState | None = None,
-    layout: Layout | None = None,
+    layout: Layout = Layout(),
 ) -> Result:
     """Train one net per seed on the stream's tasks, one after the other, and test all tasks after each.
 
@@ -72,46 +76,103 @@ def run(
         on_progress: likewise, every few hundred updates.
         state: of an earlier call with the same experiment, key and seeds; its leaves may be NumPy arrays, and its
             `progress` any pytree with the same leaves in the same order.
-        layout: how seeds lie on devices; if left out, that of `state` where there are as many devices, else
-            `choose_layout`.  Only in one and the same layout does a run taken up again end bit-identical.
+        layout: how nets lie on devices; if left out, that of `state` where there are as many devices; what is None in
+            it, by `choose_layout`.  Only in one and the same layout does a run taken up again end bit-identical.
+
+    Where devices belong to several processes, `on_task` is handed the whole state in each of them, and `on_progress`
+    a state whose progress is spread over them: `layout.fetch` gathers it, and all processes must call that.
 
     Raises:
-        ValueError: no seeds, or the same twice; a model that does not fit the stream; the state of another run.
+        ValueError: no seeds, or the same twice; a model that does not fit the stream; the state of another run; a
+            layout that does not fit the devices.
     """
-    names = _seed_numbers(seeds)
-    learner, _ = experiment.build({name: jnp.asarray(value) for name, value in experiment.hyper.items()})
+    (result,) = run_grid(
+        experiment, {}, key, seeds, on_task=on_task, on_progress=on_progress, state=state, layout=layout
+    ).values()
+    return result
+
+
+def run_grid(
+    experiment: Experiment,
+    grid: Grid,
+    key: Key,
+    seeds: int | Sequence[int] = 5,
+    *,
+    on_task: Callable[[Moment, RunState], None] | None = None,
+    on_progress: Callable[[Moment, RunState], None] | None = None,
+    state: RunState | None = None,
+    layout: Layout = Layout(),
+) -> dict[tuple[Any, ...], Result]:
+    """Run an experiment at every point of a grid of its numbers, all at once, in programs compiled once.
+
+    `run_grid(experiment, {"rate": [0.1, 0.2], "strength": [1.0, 10.0]}, key)[0.1, 10.0]` is what `run` gives for
+    `hyper = {"rate": 0.1, "strength": 10.0}`: the same seeds, the same streams, to rounding the same numbers.
+
+    Args:
+        grid: names in `experiment.hyper`, and the values of each; every combination is run.
+        on_task: as for `run`; its moment and its state have one row for each net: point by point, seeds inside.
+        key, seeds, on_progress, state, layout: as for `run`.
+
+    Returns:
+        The results by point, the values in the order of the grid's names.  Each is told its equal share of the
+        seconds.
+
+    Raises:
+        ValueError: as `run`; a name that is not in `experiment.hyper`, or one without values.
+    """
+    lanes = make_lanes(experiment, grid, key, seeds)
+    learner, *_ = (experiment.build(hyper)[0] for hyper in lanes.hypers)  # every value is checked before compiling
     weights = weights_of(learner, key)
-    if layout is None and state is not None and state.layout.devices <= len(jax.devices()):
+    if layout == Layout() and state is not None and _fits(state.layout):
         layout = state.layout
-    layout = layout or choose_layout(len(names), len(jax.devices()), weights, learner.model.cell is not None)
-    spare = -len(names) % layout.devices
-    numbers = jnp.array(names + names[-1:] * spare, jnp.uint32)
-    keys = jax.vmap(lambda number: jax.random.fold_in(key, number))(numbers)
+    side_by_side = lanes.used if jax.process_count() == 1 else max(lanes.used, jax.device_count())
+    layout = choose_layout(side_by_side, jax.device_count(), weights, learner.model.cell is not None, layout)
+    lanes = filled(lanes, layout.devices or 1)
 
     chunk = _chunk(experiment.steps)
-    programs = Programs(experiment, chunk, layout, keys)
+    programs = Programs(experiment, chunk, layout, lanes)
     walk = _Walk(experiment, programs, learner.curriculum, chunk, on_progress)
-    state = walk.start() if state is None else _taken_up(state, programs.first, len(names), layout)
+    state = walk.start() if state is None else _taken_up(state, programs, lanes.used)
     for _ in range(len(state.curves), experiment.stream.tasks):
         state = walk.stage(state)
         if on_task is not None:
-            on_task(walk.moment(state, state.curves[-1]), state)
+            on_task(walk.moment(state, state.curves[-1]), state._replace(progress=fetch(state.progress)))
 
-    steps = float(np.mean([np.nanmean(c.settling_steps) for c in state.curves])) if learner.model.cell else 0.0
-    params = jax.tree.map(lambda leaf: leaf[: len(names)], state.progress.params)
-    one = jax.tree.map(lambda leaf: leaf[0], params)
-    example = experiment.stream.data.test.x[:1000].astype(jnp.result_type(float)) / experiment.stream.data.scale
+    params = jax.tree.map(np.asarray, fetch(state.progress.params))
     cost = Cost(
         parameters=weights,
-        flops=flops_of_prediction(learner.model, one, example[0], steps),
-        ms_per_1000=time_of_predictions(learner.model, one, example),
-        seconds=state.seconds,
-        compile_seconds=programs.compile_seconds,
+        flops=float("nan"),
+        ms_per_1000=float("nan"),
+        seconds=state.seconds / len(lanes.points),
+        compile_seconds=programs.compile_seconds / len(lanes.points),
         steps=walk.total,
         peak_bytes=programs.peak_bytes,
         layout=str(layout),
     )
-    return _result(state, names, params, cost)
+    costs = _priced(cost, experiment, lanes, params, state.curves)
+    return {
+        point: _result(state, lanes.seeds, lanes.of_point(number), params, costs[number])
+        for number, point in enumerate(lanes.points)
+    }
+
+
+def _fits(layout: Layout) -> bool:
+    """Whether there are the devices for it, in every process."""
+    wanted = (layout.devices or 1) * layout.data
+    return wanted <= jax.device_count() if jax.process_count() == 1 else wanted == jax.device_count()
+
+
+def _priced(cost: Cost, experiment: Experiment, lanes: Lanes, params: Params, curves: Sequence[Curves]) -> list[Cost]:
+    """The cost at each point, with what a prediction takes in the first seed's net there."""
+    places = [lanes.of_point(number) for number in range(len(lanes.points))]
+    nets = [jax.tree.map(lambda leaf, at=at: leaf[at.start], (lanes.hyper, params)) for at in places]
+    settling = np.stack([curve.settling_steps for curve in curves])  # (tasks, lanes, bins)
+    steps = np.array([settling[:, at].mean() for at in places])
+    example = experiment.stream.data.test.x[:1000].astype(jnp.result_type(float)) / experiment.stream.data.scale
+    model = experiment.build(nets[0][0])[0].model
+    flops = flops_of_prediction(model, nets[0][1], example[0], steps)
+    ms = time_of_predictions(experiment, nets, example)
+    return [replace(cost, flops=float(f), ms_per_1000=t) for f, t in zip(flops, ms, strict=True)]
 
 
 class _Walk:
@@ -129,7 +190,7 @@ class _Walk:
     def start(self) -> RunState:
         """Test all tasks before any training."""
         p, began = self.programs, time.perf_counter()
-        table = np.asarray(p.evaluate(p.seeds, p.first, p.hyper, p.data))
+        table = np.asarray(p.evaluate(p.lanes, p.first, p.data))
         return RunState(p.first, (table,), (), (), (), time.perf_counter() - began, p.layout)
 
     def stage(self, state: RunState) -> RunState:
@@ -143,8 +204,8 @@ class _Walk:
             if self.on_progress is not None:
                 self.on_progress(self.moment(state, state.begun[-1]), state)
         began = time.perf_counter()
-        progress, finite = p.close(p.seeds, state.progress, p.hyper, p.data, jnp.int32(task))
-        table = np.asarray(p.evaluate(p.seeds, progress, p.hyper, p.data))
+        progress, finite = p.close(p.lanes, state.progress, p.data, np.int32(task))
+        table = np.asarray(p.evaluate(p.lanes, progress, p.data))
         return state._replace(
             progress=progress,
             tables=(*state.tables, table),
@@ -157,7 +218,7 @@ class _Walk:
     def stretch(self, state: RunState, task: int, first: int) -> RunState:
         """As many updates as one call makes."""
         p, began = self.programs, time.perf_counter()
-        progress, curve = p.train(p.seeds, state.progress, p.hyper, p.data, jnp.int32(task), jnp.int32(first))
+        progress, curve = p.train(p.lanes, state.progress, p.data, np.int32(task), np.int32(first))
         curve = jax.tree.map(np.asarray, curve)
         seconds = state.seconds + time.perf_counter() - began
         return state._replace(progress=progress, begun=(*state.begun, curve), seconds=seconds)
@@ -175,45 +236,45 @@ def _mean(values) -> float:
     return float(np.mean(values, where=finite)) if finite.any() else float("nan")
 
 
-def _taken_up(state: RunState, first: Progress, seeds: int, layout: Layout) -> RunState:
-    """The state with its progress made and placed like `first`, and as many spare rows as this layout needs.
+def _taken_up(state: RunState, programs: Programs, nets: int) -> RunState:
+    """The state with its progress made and placed like the first, and as many spare rows as this layout needs.
 
     Raises:
         ValueError: leaves of other numbers, shapes or dtypes.
     """
-    wanted, structure = jax.tree.flatten(first)
+    wanted, structure = jax.tree.flatten(programs.first)
     leaves = jax.tree.leaves(state.progress)
     described = [[f"{leaf.dtype}{leaf.shape[1:]}" for leaf in some] for some in (wanted, leaves)]
-    if described[0] != described[1] or any(len(leaf) < seeds for leaf in leaves):
+    if described[0] != described[1] or any(len(leaf) < nets for leaf in leaves):
         raise ValueError(
-            f"The state belongs to another run: this one carries {', '.join(described[0])} for each of {seeds} seeds, "
+            f"The state belongs to another run: this one carries {', '.join(described[0])} for each of {nets} nets, "
             f"the state {', '.join(described[1])} for {min(map(len, leaves), default=0)}.\n"
             "Take up a run with the experiment, key and seeds that it began with, or start anew."
         )
-    rows = np.minimum(np.arange(len(wanted[0])), seeds - 1)
+    rows = np.minimum(np.arange(len(wanted[0])), nets - 1)
     fitted = lambda leaf: leaf if len(leaf) == len(rows) else leaf[rows]
-    placed = [jax.device_put(fitted(leaf), like.sharding) for leaf, like in zip(leaves, wanted, strict=True)]
+    placed = place([fitted(leaf) for leaf in leaves], programs.mesh, SEED)
     return state._replace(
         progress=jax.tree.unflatten(structure, placed),
         tables=jax.tree.map(fitted, state.tables),
         curves=jax.tree.map(fitted, state.curves),
         finite=jax.tree.map(fitted, state.finite),
         begun=jax.tree.map(fitted, state.begun),
-        layout=layout,
+        layout=programs.layout,
     )
 
 
-def _result(state: RunState, names: tuple[int, ...], params, cost: Cost) -> Result:
-    tables = np.stack(state.tables, axis=2)[: len(names)]  # (seeds, 2, untrained and after, on)
+def _result(state: RunState, seeds: tuple[int, ...], own: slice, params: Params, cost: Cost) -> Result:
+    tables = np.stack(state.tables, axis=2)[own]  # (seeds, 2, untrained and after, on)
     return Result(
         accuracy=tables[:, 0, 1:],
         train_accuracy=tables[:, 1, 1:],
         untrained=tables[:, 0, 0],
         untrained_train=tables[:, 1, 0],
-        curves=jax.tree.map(lambda *stages: np.stack(stages, axis=1)[: len(names)], *state.curves),
-        finite=np.stack(state.finite, axis=1)[: len(names)],
-        seeds=names,
-        params=jax.tree.map(np.asarray, params),
+        curves=jax.tree.map(lambda *stages: np.stack(stages, axis=1)[own], *state.curves),
+        finite=np.stack(state.finite, axis=1)[own],
+        seeds=seeds,
+        params=jax.tree.map(lambda leaf: leaf[own], params),
         cost=cost,
     )
 
@@ -232,10 +293,3 @@ def _chunk(steps: int) -> int:
     """The largest divisor of steps up to CHUNK; all of them where that would be short."""
     best = max(d for d in range(1, min(steps, CHUNK) + 1) if steps % d == 0)
     return best if 8 * best >= min(steps, CHUNK) else steps
-
-
-def _seed_numbers(seeds: int | Sequence[int]) -> tuple[int, ...]:
-    names = tuple(range(seeds)) if isinstance(seeds, int) else tuple(int(s) for s in seeds)
-    if not names or min(names) < 0 or len(set(names)) < len(names):
-        raise ValueError(f"seeds must be a positive number, or different whole numbers from 0, got {seeds}.")
-    return names

@@ -12,7 +12,7 @@ import pytest
 
 from bptoolkit import continual as cl
 from bptoolkit import data, learning
-from bptoolkit.continual.programs import Layout
+from bptoolkit.continual.layout import Layout
 from bptoolkit.models import equilibrium, mlp, rate_cell
 
 MODEL = mlp(4, 5, 6)
@@ -125,7 +125,7 @@ def test_a_state_goes_on_in_the_layout_it_began_with(clouds, recorded):
 def test_the_state_of_another_run_is_refused(clouds, recorded):
     _, states, *_ = recorded
     fewer = jax.tree.map(lambda leaf: leaf[:3], states[0].progress)
-    with pytest.raises(ValueError, match=r"belongs to another run: .*for each of 4 seeds, the state .* for 3"):
+    with pytest.raises(ValueError, match=r"belongs to another run: .*for each of 4 nets, the state .* for 3"):
         cl.run(experiment(clouds), jax.random.key(0), seeds=4, state=states[0]._replace(progress=fewer))
     narrow = jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), states[0].progress)
     with pytest.raises(ValueError, match=r"carries float64\(5,\), .*, the state float32\(5,\)"):

@@ -1,0 +1,81 @@
+"""Lanes: the nets that one compiled program trains side by side, one for each seed at each point of a grid of numbers.
+
+    lane = (hyper, key of the seed),    lanes = grid × seeds, the seeds of a point side by side
+
+The numbers of a lane are traced, so that a whole grid is one program.
+"""
+
+import itertools
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple, TypeAlias
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from bptoolkit.continual.experiment import Experiment, Hyper
+from bptoolkit.types import Key, PyTree
+
+__all__ = ["Grid", "Lanes", "make_lanes", "points"]
+
+Grid: TypeAlias = Mapping[str, Sequence[Any]]
+
+
+class Lanes(NamedTuple):
+    """Who is trained.  L lanes, of which the last may be spare."""
+
+    points: tuple[tuple[Any, ...], ...]  # of the grid, in the order of its names
+    seeds: tuple[int, ...]
+    hypers: tuple[Hyper, ...]  # of each point
+    hyper: PyTree  # leaves (L, …)
+    keys: Key  # (L,)
+
+    @property
+    def used(self) -> int:
+        """How many are no spare ones."""
+        return len(self.points) * len(self.seeds)
+
+    def of_point(self, number: int) -> slice:
+        """Where the seeds of a point are."""
+        return slice(number * len(self.seeds), (number + 1) * len(self.seeds))
+
+
+def make_lanes(experiment: Experiment, grid: Grid, key: Key, seeds: int | Sequence[int]) -> Lanes:
+    """All points of the grid × all seeds.
+
+    Raises:
+        ValueError: no seeds, or the same twice; a grid over a number that the experiment does not have, or of none.
+    """
+    names, found = _seed_numbers(seeds), points(experiment, grid)
+    hypers = tuple({**experiment.hyper, **dict(zip(grid, point, strict=True))} for point in found)
+    each = [hyper for hyper in hypers for _ in names]
+    stacked = jax.tree.map(lambda *leaves: jnp.asarray(np.stack([np.asarray(leaf) for leaf in leaves])), *each)
+    keys = jax.vmap(lambda number: jax.random.fold_in(key, number))(jnp.array(names * len(found), jnp.uint32))
+    return Lanes(found, names, hypers, stacked, keys)
+
+
+def filled(lanes: Lanes, multiple: int) -> Lanes:
+    """The last lane repeated until their number is a multiple of this."""
+    spare = -lanes.used % multiple
+    if spare == 0:
+        return lanes
+    fill = lambda leaf: jnp.concatenate([leaf, jnp.repeat(leaf[-1:], spare, axis=0)])
+    return lanes._replace(hyper=jax.tree.map(fill, lanes.hyper), keys=fill(lanes.keys))
+
+
+def points(experiment: Experiment, grid: Grid) -> tuple[tuple[Any, ...], ...]:
+    """Every combination of the grid's values, the last name's changing fastest; one empty point for an empty grid."""
+    for name, values in grid.items():
+        if name not in experiment.hyper:
+            held = ", ".join(experiment.hyper) or "none"
+            raise ValueError(f"A grid runs over numbers in the experiment's hyper ({held}), got {name!r}.")
+        if len(values) == 0:
+            raise ValueError(f"The grid needs at least one value of {name}, got none.")
+    return tuple(itertools.product(*grid.values()))
+
+
+def _seed_numbers(seeds: int | Sequence[int]) -> tuple[int, ...]:
+    names = tuple(range(seeds)) if isinstance(seeds, int) else tuple(int(s) for s in seeds)
+    if not names or min(names) < 0 or len(set(names)) < len(names):
+        raise ValueError(f"seeds must be a positive number, or different whole numbers from 0, got {seeds}.")
+    return names
