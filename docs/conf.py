@@ -33,7 +33,7 @@ html_copy_source = False
 # In place of a toctree in index.md, which would show as code wherever Markdown is read as it is.  A page that is
 # missing here is an error of the build.
 CONTENTS = {
-    "Tutorials": ["tutorials/solver", "tutorials/cell", "tutorials/rule", "tutorials/strategy"],
+    "Tutorials": ["tutorials/solver", "tutorials/cell", "tutorials/rule", "tutorials/strategy", "tutorials/result"],
     "Guides": ["theory", "fixed_points", "forgetting", "policy"],
     "Reference": ["api/*"],
 }
