@@ -3,14 +3,17 @@
 python scripts/run.py --list                        all experiments, with their question
 python scripts/run.py split_digits --seeds 10       run one
 python scripts/run.py split_digits --help           all its flags
+python scripts/run.py --from runs/split_digits-…    repeat a run elsewhere, and tell what differs
+
+A run that was broken off goes on where it was saved when the same command is given again.
 """
 
 import ast
-import contextlib
 import dataclasses
 import difflib
 import importlib
 import sys
+import tempfile
 import time
 import warnings
 from pathlib import Path
@@ -19,15 +22,13 @@ from typing import Annotated, Any
 import jax
 import tyro
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.markup import escape
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from bptoolkit import continual as cl  # noqa: E402  (the experiments lie beside this folder, not in a package)
-from bptoolkit import runs  # noqa: E402
-from bptoolkit.runs.collect import collect  # noqa: E402
-from bptoolkit.runs.devices import prepare  # noqa: E402
+from bptoolkit import runs  # noqa: E402  (the experiments lie beside this folder, not in a package)
+from bptoolkit.runs.devices import cache_folder, prepare  # noqa: E402
 
 EXPERIMENTS = ROOT / "experiments"
 WIDTH = 110  # of tables that go to a file or a pipe
@@ -40,8 +41,19 @@ class Options:
     seeds: int = 10  # nets per combination, numbered from 0
     key: int = 0  # of all randomness
     runs: Path = Path("runs")  # where run folders are made
-    again: bool = False  # run once more even if this very run is there
-    devices: int | None = None  # CPU devices; one per core if left out
+    again: bool = False  # start anew even if this very run is there, finished or not
+    save_every: int | None = None  # updates between two checkpoints within a task; once a minute if left out
+    devices: int | None = None  # CPU devices; if left out as many as the run began with, one per core for a new one
+    quiet: bool = False  # no progress display
+
+
+@dataclasses.dataclass(frozen=True)
+class Repeat:
+    """Repeat a run, and tell whether the same came out, bit for bit."""
+
+    source: Annotated[Path, tyro.conf.arg(name="from")]  # its folder, which is only read
+    into: Path | None = None  # the folder of the repetition; one that is removed afterwards if left out
+    devices: int | None = None  # CPU devices; as many as the run had if left out
     quiet: bool = False  # no progress display
 
 
@@ -50,6 +62,8 @@ def main(arguments: list[str]) -> int:
     if not console.is_terminal:
         console = Console(width=WIDTH)
     try:
+        if arguments and arguments[0].partition("=")[0] == "--from":
+            return repeat(console, tyro.cli(Repeat, prog="run.py", args=arguments))
         name, question = choose(arguments)
         if name is None:
             console.print(question, highlight=False, soft_wrap=True)
@@ -57,11 +71,17 @@ def main(arguments: list[str]) -> int:
         module = importlib.import_module(f"experiments.{name}")
         config, options = parse(name, question, module, arguments[1:])
         check_options(options)
-        prepare(jax.config, options.devices)
         return execute(console, name, question, module, config, options)
+    except runs.Interrupted as error:
+        tell_error(f"{escape(str(error))} The same command goes on from there.")
+        return error.exit_code
     except (ValueError, FileNotFoundError, runs.RunError) as error:
-        Console(stderr=True).print(f"[bold red]Error:[/] {error}", highlight=False, soft_wrap=True)
+        tell_error(f"[bold red]Error:[/] {escape(str(error))}")
         return 2
+
+
+def tell_error(text: str) -> None:
+    Console(stderr=True).print(text, highlight=False, soft_wrap=True)
 
 
 def choose(arguments: list[str]) -> tuple[str | None, str]:
@@ -103,87 +123,72 @@ def parse(name: str, question: str, module: Any, arguments: list[str]) -> tuple[
 
 def check_options(options: Options) -> None:
     """Raise unless there is something to run, and to run it on."""
-    for name, value in (("seeds", options.seeds), ("devices", 1 if options.devices is None else options.devices)):
-        if value < 1:
+    given = {"seeds": options.seeds, "devices": options.devices, "save-every": options.save_every}
+    for name, value in given.items():
+        if value is not None and value < 1:
             raise ValueError(f"--{name} must be at least 1, got {value}.")
 
 
 def execute(console: Console, name: str, question: str, module: Any, config: Any, options: Options) -> int:
-    """Run all combinations, unless this very run is there already; print the table."""
+    """Run all combinations, or what is left of them, unless this very run is there already; print the table."""
     record = {
         "experiment": f"experiments.{name}",
         "config": dataclasses.asdict(config),
         "seeds": options.seeds,
         "key": options.key,
     }
-    experiments = module.define(config)  # refuses what cannot run before anything is written
-    for experiment in experiments.values():
-        experiment.check()
-    run = runs.open_run(options.runs / runs.run_name(record), record, again=options.again)
-    if run.found:
-        console.print(f"This run is already in {run.folder} (--again repeats it).", soft_wrap=True)
-        console.print(runs.terminal_table(runs.load_summary(run.folder)))
-        return 0
-    with closing(run.folder):
-        began = time.perf_counter()
-        results = run_all(console, experiments, options)
-        chance = {e.split("/")[2]: chance_of(x.stream) for e, x in experiments.items()}
-        table = collect(results, question, chance)
-        runs.save_results(run.folder, table)
-        summary = runs.save_summary(run.folder, table)
-    runs.write_report(run.folder)
-    console.print(runs.terminal_table(summary))
-    if lost := [e for e, r in results.items() if not r.finite.all()]:
+    folder, began = options.runs / runs.run_name(record), time.perf_counter()
+    prepare(jax.config, options.devices or (None if options.again else runs.recorded_devices(folder)))
+    outcome = runs.carry_out(
+        folder,
+        record,
+        module.define(config),  # refuses what cannot run before anything is written
+        question=question,
+        watcher=runs.display(console, quiet=options.quiet),
+        again=options.again,
+        save_every=options.save_every,
+    )
+    if outcome.found:
+        console.print(f"This run is already in {folder} (--again repeats it).", soft_wrap=True)
+    if not outcome.found or not (folder / "report.html").is_file():
+        runs.write_report(folder)
+    console.print(runs.terminal_table(runs.load_summary(folder)))
+    if lost := diverged(outcome.results):
         console.print(f"[bold red]Weights became NaN or infinite in some seeds of:[/] {', '.join(lost)}")
-    console.print(f"{time.perf_counter() - began:.0f} s. Report: {run.folder / 'report.html'}", soft_wrap=True)
+    if not outcome.found:
+        console.print(f"{time.perf_counter() - began:.0f} s. Report: {folder / 'report.html'}", soft_wrap=True)
+        console.print(f"Compiled programs are kept in {cache_folder()}.", soft_wrap=True, highlight=False)
     return 0
 
 
-def run_all(console: Console, experiments: dict[str, cl.Experiment], options: Options) -> dict[str, cl.Result]:
-    """Each experiment in turn, with one line of live progress."""
-    columns = (
-        TextColumn("{task.description:32}"),
-        BarColumn(),
-        TextColumn("{task.percentage:3.0f} %  {task.fields[note]}"),
-        TimeRemainingColumn(),
-    )
-    results = {}
-    with Progress(*columns, console=console, disable=options.quiet) as display:
-        whole = display.add_task("all", total=len(experiments), note="")
-        for name, experiment in experiments.items():
-            line = display.add_task(name, total=None, note="compiling")
-            hook = lambda moment, _, line=line: display.update(
-                line, total=moment.steps, completed=moment.step, note=note(moment)
-            )
-            results[name] = cl.run(experiment, jax.random.key(options.key), options.seeds, on_progress=hook)
-            display.remove_task(line)
-            display.advance(whole)
-    return results
+def diverged(results: Any) -> list[str]:
+    """The combinations that were run and in which a seed has diverged."""
+    bad = (results["finite"] == 0).any(["seed", "task"]).stack(name=["net", "strategy", "scenario"])
+    return ["/".join(labels) for labels in bad["name"].values[bad.values]]
 
 
-def note(moment: cl.Moment) -> str:
-    """Task, loss and, for a net that settles, how often it did not."""
-    unsettled = "" if moment.unconverged != moment.unconverged else f"  unconverged {moment.unconverged:.1%}"
-    return f"task {moment.task + 1}/{moment.tasks}  loss {moment.loss:.3f}{unsettled}"
-
-
-def chance_of(stream: cl.Stream) -> float:
-    """Accuracy of guessing among the outputs in play."""
-    return 1 / (stream.classes_per_task if stream.scenario == "task" else stream.outputs)
-
-
-@contextlib.contextmanager
-def closing(folder: Path):
-    """Record how the run ended, whatever happens."""
-    state = "failed"
-    try:
-        yield
-        state = "finished"
-    except KeyboardInterrupt:
-        state = "interrupted"
-        raise
-    finally:
-        runs.finish(folder, state)
+def repeat(console: Console, asked: Repeat) -> int:
+    """Run again what a folder says; 0 if the same came out, 1 if not."""
+    config = runs.load_config(asked.source)
+    prepare(jax.config, asked.devices or runs.recorded_devices(asked.source))
+    experiments = runs.load_experiments(asked.source)
+    with tempfile.TemporaryDirectory() as temporary:
+        into = asked.into or Path(temporary) / "repeated"
+        if into.resolve() == asked.source.resolve():
+            raise ValueError(f"--into must be another folder than {asked.source}, which is compared with it.")
+        watcher = runs.display(console, quiet=asked.quiet)
+        question = runs.load_results(asked.source).attrs.get("question", "")
+        if runs.carry_out(into, config, experiments, question=question, watcher=watcher).found:
+            console.print(f"Compared with the run that is already in {into}.", soft_wrap=True)
+        differing, around = runs.differences(asked.source, into), runs.surroundings(asked.source, into)
+    console.print("Differs:" if differing else "Bit-identical: results and weights.")
+    for line in differing:
+        console.print(f"  {line}", highlight=False, markup=False, soft_wrap=True)
+    if around:
+        console.print("The surroundings differ in:")
+    for line in around:
+        console.print(f"  {line}", highlight=False, markup=False, soft_wrap=True)
+    return 1 if differing else 0
 
 
 if __name__ == "__main__":

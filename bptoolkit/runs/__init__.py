@@ -1,35 +1,60 @@
-"""What is kept of a run: its folder, its summary with intervals, tables, figures, and one report to read.
+"""Runs that can be trusted: carried out, watched, taken up again, repeated; their folder, tables, figures and report.
 
-run = open_run(Path("runs") / run_name(config), config)
-save_results(run.folder, results);  save_summary(run.folder, results);  save_figures(results, run.folder)
-finish(run.folder, "finished");     write_report(run.folder)
+outcome = carry_out(Path("runs") / run_name(config), config, experiments, watcher=display(console))
+write_report(outcome.folder)
+load_results(outcome.folder);  load_params(outcome.folder);  load_log(outcome.folder)
 """
 
+from bptoolkit.runs.compare import differences, surroundings
 from bptoolkit.runs.display import display
 from bptoolkit.runs.figures import save_figures
-from bptoolkit.runs.record import Run, RunError, finish, load_results, open_run, run_name, save_results
+from bptoolkit.runs.interrupt import Interrupted
+from bptoolkit.runs.log import load_log
+from bptoolkit.runs.rebuild import load_config, load_experiments
+from bptoolkit.runs.record import (
+    Run,
+    RunError,
+    finish,
+    load_results,
+    open_run,
+    recorded_devices,
+    run_name,
+    save_results,
+)
 from bptoolkit.runs.report import write_report
+from bptoolkit.runs.session import Outcome, carry_out
 from bptoolkit.runs.summary import interval, load_summary, save_summary, summarise
 from bptoolkit.runs.tables import markdown_table, terminal_table
 from bptoolkit.runs.watch import Watcher, guarded, together, unwatched
+from bptoolkit.runs.weights import load_params
 
 __all__ = [
+    "Interrupted",
+    "Outcome",
     "Run",
     "RunError",
     "Watcher",
+    "carry_out",
+    "differences",
     "display",
     "finish",
     "guarded",
     "interval",
+    "load_config",
+    "load_experiments",
+    "load_log",
+    "load_params",
     "load_results",
     "load_summary",
     "markdown_table",
     "open_run",
+    "recorded_devices",
     "run_name",
     "save_figures",
     "save_results",
     "save_summary",
     "summarise",
+    "surroundings",
     "terminal_table",
     "together",
     "unwatched",

@@ -1,6 +1,6 @@
 """Results of several experiments as one labelled array: accuracy[net, strategy, scenario, seed, after, on]."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -10,7 +10,7 @@ from bptoolkit.continual.experiment import Result
 if TYPE_CHECKING:
     import xarray
 
-__all__ = ["collect"]
+__all__ = ["cell", "collect", "merged"]
 
 CELL = ("net", "strategy", "scenario")
 CURVES = {
@@ -32,22 +32,27 @@ def collect(results: Mapping[str, Result], question: str, chance: Mapping[str, f
     Raises:
         ValueError: a name of another form.
     """
+    return merged({name: cell(result) for name, result in results.items()}, question, chance)
+
+
+def merged(cells: Mapping[str, "xarray.Dataset"], question: str, chance: Mapping[str, float]) -> "xarray.Dataset":
+    """What `collect` returns, of what `cell` makes of each result."""
     import xarray
 
-    cells = []
-    for name, result in results.items():
+    labelled = []
+    for name, data in cells.items():
         labels = name.split("/")
         if len(labels) != len(CELL):
             raise ValueError(f'An experiment must be named "net/strategy/scenario", got {name!r}.')
-        cells.append(_cell(result).expand_dims({axis: [label] for axis, label in zip(CELL, labels, strict=True)}))
-    whole = xarray.merge(cells, join="outer", compat="no_conflicts", combine_attrs="drop_conflicts")
-    order = {axis: _in_order(results, i) for i, axis in enumerate(CELL)}
+        labelled.append(data.expand_dims({axis: [label] for axis, label in zip(CELL, labels, strict=True)}))
+    whole = xarray.merge(labelled, join="outer", compat="no_conflicts", combine_attrs="drop_conflicts")
+    order = {axis: _in_order(cells, i) for i, axis in enumerate(CELL)}
     whole = whole.reindex(order)
     levels = [float(chance[name]) for name in order["scenario"]]
     return whole.assign_attrs(question=question, chance=levels)
 
 
-def _cell(result: Result) -> "xarray.Dataset":
+def cell(result: Result) -> "xarray.Dataset":
     """One experiment's result, without its name."""
     import xarray
 
@@ -69,6 +74,6 @@ def _cell(result: Result) -> "xarray.Dataset":
     return xarray.Dataset(variables, coordinates, attrs={"layout": result.cost.layout})
 
 
-def _in_order(results: Mapping[str, Result], axis: int) -> list[str]:
+def _in_order(names: Iterable[str], axis: int) -> list[str]:
     """The labels of one axis, in the order in which they first come."""
-    return list(dict.fromkeys(name.split("/")[axis] for name in results))
+    return list(dict.fromkeys(name.split("/")[axis] for name in names))

@@ -20,6 +20,7 @@ def environment(config: Mapping[str, Any]) -> dict[str, Any]:
         "state": "running",
         "started": now(),
         "ended": None,
+        "error": None,
         "command": command(),
         "seeds": config.get("seeds"),
         "python": platform.python_version(),
@@ -29,6 +30,13 @@ def environment(config: Mapping[str, Any]) -> dict[str, Any]:
         "settings": settings(),
         "packages": packages(),
     }
+
+
+def software() -> dict[str, Any]:
+    """What must be the same for two halves of a run to be one: whatever else is, one bit may differ."""
+    versions = {name: metadata.version(name) for name in ("jax", "jaxlib", "optax", "numpy")}
+    flags = {name: getattr(jax.config, f"jax_{name}") for name in ("enable_x64", "default_matmul_precision")}
+    return versions | flags | {"platform": jax.devices()[0].platform}
 
 
 def now() -> str:
@@ -51,7 +59,7 @@ def settings() -> dict[str, Any]:
     """What changes JAX's numbers from outside the program."""
     flags = {name: getattr(jax.config, f"jax_{name}") for name in ("enable_x64", "default_matmul_precision")}
     variables = {name: value for name, value in sorted(os.environ.items()) if name.startswith(("JAX_", "XLA_"))}
-    return flags | {"variables": variables}
+    return flags | {"compiled_programs": jax.config.values["jax_compilation_cache_dir"], "variables": variables}
 
 
 def packages() -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""A run folder: what was asked (config.json), where it ran (environment.json), what came out (results.nc).
+"""A run folder: what was asked (config.json), where it ran (environment.json), what came out (results.nc, params/).
 
 Every file is written whole under another name, flushed to the disk, and moved to its place in one step: a reader finds
 the old file or the new one, never half of one.  A folder belongs to one configuration for ever.
@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     import xarray
 
 CONFIG, ENVIRONMENT, RESULTS = "config.json", "environment.json", "results.nc"
+UNFINISHED = "unfinished"  # a folder: what a run that was broken off is taken up from
 AXES = ("net", "strategy", "scenario", "seed", "after", "on")  # of the variable `accuracy`
 STATES = ("finished", "failed", "interrupted")
 
@@ -45,33 +47,49 @@ def run_name(config: Mapping[str, Any]) -> str:
 def open_run(folder: Path | str, config: Mapping[str, Any], *, again: bool = False) -> Run:
     """Claim `folder` for the run that `config` describes, and record where and when it starts.
 
-    A folder in which this very run has finished is returned untouched with `found` true, unless `again`: then, as after
-    a failed or killed run, the record starts anew and files are replaced one by one as new ones are saved.
+    A folder in which this very run has finished is returned untouched with `found` true, unless `again`.  Where it was
+    broken off, what it left is kept for it to be taken up, and the record tells of the earlier starts too.
 
     Args:
         folder: the run's own folder, made if it is missing; usually `runs / run_name(config)`.
         config: plain data that decides the results: {"experiment": …, "config": {…}, "seeds": […]}.
-        again: run once more even if it has finished.
+        again: start anew even if it has finished; files are replaced one by one as new ones are saved.
 
     Raises:
         RunError: for another run's folder, a folder of other things, a file, or one that cannot be written.
     """
     folder, config = Path(folder), plain(config)
     claim(folder, config)
-    found = (folder / RESULTS).is_file() and state_of(folder) == "finished"
-    if found and not again:
+    if is_finished(folder) and not again:
         return Run(folder, found=True)
+    if again:
+        shutil.rmtree(folder / UNFINISHED, ignore_errors=True)
+    told = environment(config) | {"earlier": earlier(folder)}
     write_json(folder / CONFIG, config)
-    write_json(folder / ENVIRONMENT, environment(config))
+    write_json(folder / ENVIRONMENT, told)
     return Run(folder, found=False)
 
 
-def finish(folder: Path | str, state: str = "finished") -> None:
-    """Record how and when the run ended: "finished", "failed" or "interrupted"."""
+def is_finished(folder: Path) -> bool:
+    """Whether the run in `folder` has ended well and left its results."""
+    return (folder / RESULTS).is_file() and state_of(folder) == "finished"
+
+
+def earlier(folder: Path) -> list[dict[str, Any]]:
+    """The records of those starts whose work a run in `folder` goes on with, without what is long."""
+    if not (folder / UNFINISHED).is_dir() or not (folder / ENVIRONMENT).is_file():
+        return []
+    last = read_json(folder / ENVIRONMENT)
+    before = last.pop("earlier", [])
+    return [*before, {name: value for name, value in last.items() if name != "packages"}]
+
+
+def finish(folder: Path | str, state: str = "finished", error: str | None = None) -> None:
+    """Record how and when the run ended: "finished", "failed" or "interrupted", and what stopped it."""
     if state not in STATES:
         raise RunError(f"A run ends in one of {', '.join(STATES)}; got {state!r}.")
     path = Path(folder) / ENVIRONMENT
-    write_json(path, read_json(path) | {"state": state, "ended": now()})
+    write_json(path, read_json(path) | {"state": state, "error": error, "ended": now()})
 
 
 def save_results(folder: Path | str, results: "xarray.Dataset") -> Path:
@@ -79,9 +97,7 @@ def save_results(folder: Path | str, results: "xarray.Dataset") -> Path:
 
     Attributes must be text, numbers or lists of these; a list of one comes back as that one.
     """
-    shaped = [name for name in results.data_vars if results[name].size and results[name].ndim]
-    with replacing(Path(folder) / RESULTS) as part:  # each block with its checksum
-        results.to_netcdf(part, engine="h5netcdf", encoding={name: {"fletcher32": True} for name in shaped})
+    save_dataset(Path(folder) / RESULTS, results)
     return Path(folder) / RESULTS
 
 
@@ -91,23 +107,42 @@ def load_results(folder: Path | str) -> "xarray.Dataset":
     Raises:
         RunError: when it is missing, cut short, damaged, or not the results of a run.
     """
-    import xarray
-
     path = Path(folder) / RESULTS
     if not path.is_file():
         raise RunError(f"{path} is missing: the folder holds no results (yet). Run the experiment, or name its folder.")
-    try:
-        results = xarray.load_dataset(path, engine="h5netcdf")
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
-        size = path.stat().st_size
-        raise RunError(
-            f"{path} must be a whole NetCDF file, got {size} bytes that cannot be read ({first_line(error)}). "
-            "Delete it and run the experiment again."
-        ) from error
+    results = load_dataset(path)
     dims = results["accuracy"].dims if "accuracy" in results else ()
     if set(dims) != set(AXES):
         raise RunError(f"{path} must hold accuracy[{', '.join(AXES)}], got [{', '.join(map(str, dims))}].")
     return results
+
+
+def save_dataset(path: Path, data: "xarray.Dataset") -> None:
+    """A NetCDF-4 file in which every block has its checksum, whole or not at all."""
+    shaped = [name for name in data.data_vars if data[name].size and data[name].ndim]
+    with replacing(path) as part:
+        data.to_netcdf(part, engine="h5netcdf", encoding={name: {"fletcher32": True} for name in shaped})
+
+
+def load_dataset(path: Path) -> "xarray.Dataset":
+    """Read what `save_dataset` wrote into memory."""
+    import xarray
+
+    try:
+        return xarray.load_dataset(path, engine="h5netcdf")
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        size = path.stat().st_size if path.is_file() else 0
+        raise RunError(
+            f"{path} must be a whole NetCDF file, got {size} bytes that cannot be read ({first_line(error)}). "
+            "Delete it and run the experiment again."
+        ) from error
+
+
+def recorded_devices(folder: Path | str) -> int | None:
+    """How many CPU devices the latest start in `folder` had; None where there was none, or where it had others."""
+    path = Path(folder) / ENVIRONMENT
+    devices = read_json(path).get("devices", []) if path.is_file() else []
+    return len(devices) if devices and all(str(device).startswith("cpu:") for device in devices) else None
 
 
 def plain(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -131,7 +166,7 @@ def claim(folder: Path, config: dict[str, Any]) -> None:
         if folder.is_file():
             raise RunError(f"A run needs a folder, got the file {folder}. {elsewhere}")
         folder.mkdir(parents=True, exist_ok=True)
-        held = [path.name for path in folder.iterdir() if not path.match(".*.part")]  # left by a killed process
+        held = [path.name for path in folder.iterdir() if not path.name.startswith(".")]  # left by a killed process
     except OSError as error:
         raise RunError(f"The run folder {folder} cannot be made or read ({error.strerror}). {elsewhere}") from error
     if CONFIG in held:
@@ -187,6 +222,7 @@ def replacing(path: Path) -> Iterator[Path]:
     """
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         yield part
         with part.open("rb+") as file:
             os.fsync(file.fileno())
@@ -199,6 +235,6 @@ def replacing(path: Path) -> Iterator[Path]:
             part.unlink()
 
 
-def first_line(error: Exception) -> str:
+def first_line(error: BaseException) -> str:
     """What an error says, without the pages that may follow."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -48,8 +48,9 @@ def test_a_run_is_kept_found_again_and_repeats_bit_for_bit(command, tmp_path):
     first = command("split_digits", *TINY, cwd=tmp_path)
     assert first.returncode == 0, first.stderr
     (folder,) = (tmp_path / "runs").iterdir()
-    kept = {path.name for path in folder.iterdir()}
-    assert kept == {"config.json", "environment.json", "results.nc", "summary.json", "figures", "report.html"}
+    kept = {path.name for path in folder.iterdir()} - {".lock"}
+    record, results = {"config.json", "environment.json", "log.jsonl"}, {"results.nc", "params"}
+    assert kept == record | results | {"summary.json", "figures", "report.html"}
     results = runs.load_results(folder)
     assert results["accuracy"].dims == ("net", "strategy", "scenario", "seed", "after", "on")
     assert results["accuracy"].shape == (1, 1, 1, 2, 6, 5)

@@ -1,0 +1,53 @@
+"""Ctrl-C, and SIGTERM as a cluster sends it: a run ends where it can be taken up again."""
+
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+__all__ = ["Interrupted", "Interruption", "interruptible"]
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class Interrupted(KeyboardInterrupt):
+    """A run was asked to end, and has."""
+
+    def __init__(self, number: int, kept: str):
+        super().__init__(f"Interrupted by {signal.Signals(number).name}. {kept}")
+        self.exit_code = 128 + number  # as a shell reports it
+
+
+class Interruption:
+    """Whether a signal has come.  A second one ends the process's work at once."""
+
+    number: int | None = None
+
+    def note(self, number: int, frame: FrameType | None) -> None:
+        """The handler."""
+        if self.number is not None:
+            raise Interrupted(number, "What was saved before is kept.")
+        self.number = number
+        os.write(2, b"Stopping after the updates under way, and saving. Once more stops at once.\n")
+
+    def check(self, kept: str) -> None:
+        """Raise if one has come; `kept` says in a sentence what is saved."""
+        if self.number is not None:
+            raise Interrupted(self.number, kept)
+
+
+@contextmanager
+def interruptible() -> Iterator[Interruption]:
+    """Note signals in place of breaking off, while this is open; in the main thread only, where Python sees them."""
+    interruption = Interruption()
+    if threading.current_thread() is not threading.main_thread():
+        yield interruption
+        return
+    former = {number: signal.signal(number, interruption.note) for number in SIGNALS}
+    try:
+        yield interruption
+    finally:
+        for number, handler in former.items():
+            signal.signal(number, handler)
