@@ -46,7 +46,8 @@ def compiled_once():
 
     def programs(experiment, *rest):
         key = id(experiment), rest[1]
-        kept.setdefault(key, (experiment, make(experiment, *rest)))
+        if key not in kept:
+            kept[key] = experiment, make(experiment, *rest)
         return kept[key][1]
 
     module.Programs = programs
