@@ -17,7 +17,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from bptoolkit.continual.programs import Layout
+from bptoolkit.continual.layout import Layout
 from bptoolkit.continual.run import RunState
 from bptoolkit.learning.fit import Curves
 from bptoolkit.runs.leaves import Kind, pack, unpack
