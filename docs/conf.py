@@ -14,12 +14,12 @@ project = "bptoolkit"
 author = copyright = "The bptoolkit authors"
 release = tomllib.loads((HERE.parent / "pyproject.toml").read_text("utf-8"))["project"]["version"]
 
-extensions = ["myst_parser", "sphinx.ext.napoleon", "reference"]
+extensions = ["myst_parser", "reference"]
 exclude_patterns = ["_build", "_ext"]
 nitpicky = True
+smartquotes = False  # "class" is a value
 
 myst_heading_anchors = 3
-napoleon_use_rtype = False
 add_module_names = False
 python_maximum_signature_line_length = 88
 toc_object_entries_show_parents = "hide"

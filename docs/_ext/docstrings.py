@@ -1,44 +1,45 @@
 """Docstrings as this package writes them, as reStructuredText.
 
-The dialect: `code` in single backticks; `Args:`, `Returns:`, `Raises:` and `Attributes:` as napoleon knows them; an
-indented block is an equation or code and stays as it is; `field: what it is` lines in a record describe its fields, and
-`name: text` lines, indented under a sentence that ends in a colon, a list.  Everything else is text, in which no
-character means more than itself: |λ| and z* are what they look like.
+The dialect: `code` in single backticks; the sections `Args:`, `Returns:`, `Raises:` and `Attributes:`, of `names: text`
+lines or of text; an indented block is an equation or code and stays as it is; `field: text` lines in a record describe
+its fields, and such lines indented under a sentence that ends in a colon are a list.  Everything else is text, in which
+no character means more than itself: |λ| and z* are what they look like.
 """
 
 import re
 import textwrap
 from collections.abc import Iterable, Iterator
 
-from sphinx.environment import BuildEnvironment
-from sphinx.ext.napoleon import GoogleDocstring
-
-SECTION = re.compile(r"(Args|Returns|Raises|Attributes):$")
-ENTRY = re.compile(r"(\w+(?:, \w+)*): ")
+SECTIONS = {"Args": "Parameters", "Returns": "Returns", "Raises": "Raises", "Attributes": "Attributes"}
+SECTION = re.compile(rf"({'|'.join(SECTIONS)}):$")
+ENTRY = re.compile(r"(\*{0,2}[\w.]+(?:, [\w.]+)*): ")
 
 
-def rest(doc: str, env: BuildEnvironment, *, fields: Iterable[str] = ()) -> list[str]:
+def rest(doc: str, *, fields: Iterable[str] = ()) -> list[str]:
     """A docstring without its common indentation, in lines of reStructuredText."""
-    blocks = [line for block in re.split(r"\n\s*\n", doc) for line in (*of_block(block.rstrip(), set(fields)), "")]
-    return GoogleDocstring("\n".join(blocks), env.config).lines()
+    blocks = re.split(r"\n\s*\n", doc)
+    return [line for block in blocks for line in (*of_block(block.rstrip().splitlines(), set(fields)), "")]
 
 
-def of_block(block: str, fields: set[str]) -> Iterator[str]:
+def of_block(lines: list[str], fields: set[str]) -> Iterator[str]:
     """One block between blank lines."""
-    lines = block.splitlines()
-    first = next((i for i, line in enumerate(lines) if line.startswith("    ")), len(lines))
     if not lines:
         return
-    if SECTION.match(lines[0]):
-        yield lines[0]
-        yield from (escape(line) for line in lines[1:])
+    first = next((i for i, line in enumerate(lines) if line.startswith("    ")), len(lines))
+    inner = textwrap.dedent("\n".join(lines[first:] if not SECTION.match(lines[0]) else lines[1:])).splitlines()
+    if section := SECTION.match(lines[0]):
+        yield f":{SECTIONS[section[1]]}:"
+        yield from (f"   {line}" for line in (bullets(inner) if ENTRY.match(inner[0]) else text(inner)))
     elif (entry := ENTRY.match(lines[0])) and set(entry[1].split(", ")) <= fields:
         yield from bullets(lines)
     else:
-        yield from (escape("\n".join(lines[:first]))).splitlines()
-        inner = textwrap.dedent("\n".join(lines[first:])).splitlines()
-        yield ""
+        yield from (*text(lines[:first]), "")
         yield from bullets(inner) if first and inner and ENTRY.match(inner[0]) else literal(inner)
+
+
+def text(lines: list[str]) -> list[str]:
+    """Running text."""
+    return escape("\n".join(lines)).splitlines()
 
 
 def literal(lines: list[str]) -> Iterator[str]:
@@ -48,16 +49,17 @@ def literal(lines: list[str]) -> Iterator[str]:
 
 
 def bullets(lines: list[str]) -> Iterator[str]:
-    """`name: text`, continued on indented lines, as a list."""
-    yield ""
-    for line in lines:
-        entry = ENTRY.match(line)
-        yield f"* ``{entry[1]}``: {escape(line[entry.end() :])}" if entry else f"  {escape(line.strip())}"
+    """`names: text`, continued on indented lines, as a list."""
+    entries = re.split(r"\n(?=\S)", "\n".join(lines))
+    for entry in entries:
+        names = ENTRY.match(entry)
+        what = escape(textwrap.dedent(entry[names.end() :] if names else entry).replace("\n", " "))
+        yield f"* **{escape(names[1])}**: {what}" if names else f"* {what}"
 
 
 def escape(text: str) -> str:
     """Code becomes literal; outside of it nothing is markup."""
     parts = re.split(r"`([^`]+)`", text)
     parts[::2] = [re.sub(r"([\\*|_<>`])", r"\\\1", part) for part in parts[::2]]
-    parts[1::2] = [f"\\ ``{code}``\\ " for code in parts[1::2]]  # an escaped space is none; it parts code from letters
+    parts[1::2] = [rf"\ ``{code}``\ " for code in parts[1::2]]  # an escaped space is none; it parts code from letters
     return "".join(parts)

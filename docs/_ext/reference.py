@@ -30,37 +30,37 @@ class Public(Directive):
     def run(self) -> list[nodes.Node]:
         """The nodes of the page."""
         module = self.arguments[0]
-        text = "\n".join(page(module, self.state.document.settings.env))
+        text = "\n".join(page(module))
         return nested_parse_to_nodes(self.state, text, source=str(path_of(module)), allow_section_headings=True)
 
 
-def page(module: str, env: BuildEnvironment) -> Iterator[str]:
+def page(module: str) -> Iterator[str]:
     """The docstring of a package and all its public names by file, as reStructuredText."""
-    yield from rest(ast.get_docstring(source(module)[1]) or "", env)
+    yield from rest(ast.get_docstring(source(module)[1]) or "")
     file = module
     for name in public(module):
         if name.module != file:
-            yield from heading(name.module, env)
+            yield from heading(name.module)
         file = name.module
-        yield from entry(name, env)
+        yield from entry(name)
 
 
-def heading(module: str, env: BuildEnvironment) -> Iterator[str]:
+def heading(module: str) -> Iterator[str]:
     """A section for a file, opened by the file's docstring."""
     title = module.rpartition(".")[2]
     yield from ("", title, "-" * len(title), "", f"``{path_of(module).relative_to(ROOT)}``", "")
-    yield from rest(ast.get_docstring(source(module)[1]) or "", env)
+    yield from rest(ast.get_docstring(source(module)[1]) or "")
     yield ""
 
 
-def entry(name: Name, env: BuildEnvironment) -> Iterator[str]:
+def entry(name: Name) -> Iterator[str]:
     """One name: its signature, its docstring, and for what is no function the lines of its source."""
     kind, head, code = describe(name)
-    body = [*rest(name.doc, env, fields=fields(name.node)), ""]
+    body = [*rest(name.doc, fields=fields(name.node)), ""]
     if code:
         body += [".. code-block:: python", "", *textwrap.indent(code, "   ").splitlines(), ""]
     for method in methods(name.node):
-        body += [*entry_of_method(method, env), ""]
+        body += [*entry_of_method(method), ""]
     yield from ("", f".. py:currentmodule:: {name.package}", "", f".. py:{kind}:: {name.name}{head}", "")
     yield from textwrap.indent("\n".join(body), "   ").splitlines()
 
@@ -71,7 +71,7 @@ def describe(name: Name) -> tuple[str, str, str]:
         case ast.FunctionDef():
             return "function", signature(name.node), ""
         case ast.ClassDef(bases=bases):
-            kind = "exception" if any("Error" in ast.unparse(base) for base in bases) else "class"
+            kind = "exception" if any(ast.unparse(base).endswith(("Error", "Exception")) for base in bases) else "class"
             inside = [node for node in name.node.body if isinstance(node, ast.Assign | ast.AnnAssign)]
             return kind, "", lines(name.module, inside[0], inside[-1]) if inside else ""
     return "data", "", lines(name.module, name.node, name.node)
@@ -110,14 +110,14 @@ def methods(node: Definition) -> list[ast.FunctionDef]:
     return [part for part in inside if isinstance(part, ast.FunctionDef) and not part.name.startswith("_")]
 
 
-def entry_of_method(node: ast.FunctionDef, env: BuildEnvironment) -> Iterator[str]:
+def entry_of_method(node: ast.FunctionDef) -> Iterator[str]:
     """A method, or a property with its type."""
     if any(ast.unparse(decorator) == "property" for decorator in node.decorator_list) and node.returns:
         yield from (f".. py:property:: {node.name}", f"   :type: {unquoted(node.returns)}")
     else:
         yield f".. py:method:: {node.name}{signature(node)}"
     yield ""
-    yield from textwrap.indent("\n".join(rest(ast.get_docstring(node) or "", env)), "   ").splitlines()
+    yield from textwrap.indent("\n".join(rest(ast.get_docstring(node) or "")), "   ").splitlines()
 
 
 def link(app: Sphinx, env: BuildEnvironment, page: str, name: str, shown: nodes.Element) -> nodes.Element | None:
