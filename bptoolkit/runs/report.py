@@ -1,98 +1,149 @@
 """One self-contained page about a run, written from its folder alone: it needs no network and no other file."""
 
-import base64
 from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
-from bptoolkit.runs.figures import names, save_figures, scenario_of
+from bptoolkit.runs.figures import Drawn, figures, names, scenario_of, write_figures
 from bptoolkit.runs.flat import flat
-from bptoolkit.runs.record import CONFIG, ENVIRONMENT, load_results, read_json, write_text
+from bptoolkit.runs.latex import latex_tables
+from bptoolkit.runs.page import Picture, picture, render, without_lone
+from bptoolkit.runs.record import CONFIG, ENVIRONMENT, RunError, load_results, read_json, write_text
 from bptoolkit.runs.summary import save_summary
-from bptoolkit.runs.tables import grids, remarks, seeds
+from bptoolkit.runs.tables import Grid, grids, markdown_tables, remarks, seeds
 
 if TYPE_CHECKING:
     import xarray
 
+__all__ = ["REPORT", "facts", "recorded", "write_report", "write_tables"]
+
 REPORT = "report.html"
-TEMPLATE = "report.html.j2"
 CAPTIONS = {
-    "matrices": "Rows: the net before any training and after each task; columns: the task whose test set is asked. A "
-    "column that darkens downwards is a task being forgotten. Means over seeds, in per cent.",
+    "matrices": "Rows: the net before any training (none) and after each task; columns: the task whose test set is "
+    "asked. A column that darkens downwards is a task being forgotten. Means over seeds, in per cent.",
+    "forgetting": "Test accuracy on every task; the line is thin until the task is trained on. Bands are intervals.",
     "first_task": "Test accuracy on the first task from the moment it is learnt to the end; bands are intervals.",
     "bars": "Average accuracy over all tasks, and mean loss of each earlier task since its best, after the last task.",
+    "settling": "Mean steps, and share of settlings that stopped before they converged, while training on each task; "
+    "bands are intervals.",
 }
-
-
-class Picture(NamedTuple):
-    """A figure inside the page."""
-
-    source: str  # a data URI
-    alt: str
-    caption: str
+LONG = ("packages", "earlier")  # of environment.json, not for its table
+NEEDED = ("state", "started", "ended", "command")  # of environment.json
 
 
 def write_report(folder: Path | str) -> Path:
-    """Write report.html from config.json, environment.json and results.nc; summary.json and figures/ are made anew.
+    """Write report.html from config.json, environment.json and results.nc.
+
+    Made anew with it: summary.json, figures/ (PNG and SVG), tables.md and tables.tex.
 
     Raises:
-        RunError: when one of the three is missing or damaged.
+        RunError: when one of the three is missing or damaged, or the folder cannot be written to.
     """
     folder = Path(folder)
-    config, environment, results = read_json(folder / CONFIG), read_json(folder / ENVIRONMENT), load_results(folder)
+    config, environment, results = recorded(folder)
     summary = save_summary(folder, results)
-    drawn = grids(summary)
+    drawn, tables = figures(results), grids(summary)
+    write_figures({name: figure.wide for name, figure in drawn.items()}, folder)
+    write_tables(tables, remarks(summary, tables), folder)
+    shown = pictures(drawn, results, summary)
     page = render(
-        name=config["experiment"].rsplit(".", 1)[-1],
+        "report.html.j2",
+        title=f"{title(config)}: report",
+        name=title(config),
+        sections=sections(list(shown)),
         summary=summary,
-        seeds=seeds(summary),
-        tables={grid.title: grid for grid in drawn},
-        remarks=remarks(summary, drawn),
-        pictures=pictures(results, summary, folder),
+        facts=facts(summary, environment),
+        tables={grid.title: without_lone(grid) for grid in tables},
+        remarks=remarks(summary, tables),
+        pictures=shown,
         config=list(flat(config)),
-        environment=list(flat({key: value for key, value in environment.items() if key != "packages"})),
-        packages=environment["packages"],
+        environment=list(flat({key: value for key, value in environment.items() if key not in LONG})),
+        packages=environment.get("packages", {}),
         command=environment["command"],
+        committed=bool(environment.get("source")),
         state=environment["state"],
-        seconds=elapsed(environment),
     )
     write_text(folder / REPORT, page)
     return folder / REPORT
 
 
-def render(**context: Any) -> str:
-    """Fill the template that lies in this package; all text is escaped, a missing name is an error."""
-    from importlib.resources import files
+def recorded(folder: Path) -> "tuple[dict[str, Any], dict[str, Any], xarray.Dataset]":
+    """Configuration, environment and results of a run folder.
 
-    from jinja2 import Environment, StrictUndefined
+    Raises:
+        RunError: when one of them is missing or damaged.
+    """
+    if not folder.is_dir():
+        raise RunError(f"A report is made of a run folder; {folder} is {'a file' if folder.exists() else 'not there'}.")
+    config, environment = read_json(folder / CONFIG), read_json(folder / ENVIRONMENT)
+    if not isinstance(config.get("experiment"), str):
+        raise RunError(f'{folder / CONFIG} must name its "experiment", got the keys {sorted(config)}.')
+    if missing := [name for name in NEEDED if name not in environment]:
+        raise RunError(f"{folder / ENVIRONMENT} must hold {', '.join(NEEDED)}; {', '.join(missing)} is missing.")
+    return config, environment, load_results(folder)
 
-    template = files("bptoolkit.runs").joinpath(TEMPLATE).read_text(encoding="utf-8")
-    html = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    return html.from_string(template).render(context)
+
+def write_tables(tables: list[Grid], lines: list[str], folder: Path) -> None:
+    """Write tables.md and tables.tex."""
+    write_text(folder / "tables.md", markdown_tables(tables, lines))
+    write_text(folder / "tables.tex", latex_tables(tables, lines))
 
 
-def pictures(results: "xarray.Dataset", summary: dict[str, Any], folder: Path) -> dict[str, list[Picture]]:
-    """The figures of each scenario, drawn into the folder and read into the page."""
-    found: dict[str, list[Picture]] = {}
-    for name, path in save_figures(results, folder).items():
+def title(config: Mapping[str, Any]) -> str:
+    """The experiment's short name."""
+    return config["experiment"].rsplit(".", 1)[-1]
+
+
+def sections(scenarios: list[str]) -> dict[str, str]:
+    """The page's parts by the name of their place."""
+    accuracies = {f"accuracy-{i}": f"{name.capitalize()}-incremental" for i, name in enumerate(scenarios, start=1)}
+    rest = ("Settling", "Cost", "Hyper-parameters", "Environment")
+    return {"results": "Results"} | accuracies | {name.lower(): name for name in rest} | {"repeat": "Repeat it"}
+
+
+def facts(summary: dict[str, Any], environment: Mapping[str, Any]) -> list[str]:
+    """What stands under the title: size, time, place in the repository's history."""
+    seconds, source = elapsed(environment), environment.get("source")
+    return [
+        "1 task" if summary["tasks"] == 1 else f"{summary['tasks']} tasks",
+        seeds(summary),
+        *([] if seconds is None else [f"{seconds:,.0f} s"]),
+        str(environment["started"])[:10],
+        *([f"commit {source['commit'][:8]}{' with changes' if source['dirty'] else ''}"] if source else []),
+    ]
+
+
+def pictures(
+    drawn: Mapping[str, Drawn], results: "xarray.Dataset", summary: dict[str, Any]
+) -> dict[str, dict[str, Picture]]:
+    """The figures of each scenario by kind, as they stand in the page."""
+    found: dict[str, dict[str, Picture]] = {}
+    for name, figure in drawn.items():
         kind, scenario = name.split("-", 1)
         alt = alternative(kind, results, scenario_of(summary, scenario))
-        source = "data:image/svg+xml;base64," + base64.b64encode(path.read_bytes()).decode("ascii")
-        found.setdefault(scenario, []).append(Picture(source, alt, CAPTIONS[kind]))
+        found.setdefault(scenario, {})[kind] = picture(figure, alt, CAPTIONS[kind])
     return found
 
 
 def alternative(kind: str, results: "xarray.Dataset", summary: dict[str, Any]) -> str:
     """What a figure says, for those who do not see it."""
     setting = f"{summary['scenario']}-incremental"
+    shown = f"{' and '.join(names(summary, 'net'))} with {', '.join(names(summary, 'strategy'))}"
     if kind == "matrices":
-        shown = " and ".join(names(summary, "net")), ", ".join(names(summary, "strategy"))
-        return f"Heat maps of {setting} test accuracy on each task after each task, for {shown[0]} with {shown[1]}."
+        return f"Heat maps of {setting} test accuracy on each task after each task, for {shown}."
+    if kind == "forgetting":
+        return f"Lines of {setting} test accuracy on every task over training, for {shown}."
     if kind == "first_task":
         last = results["accuracy"].isel(after=-1, on=0).mean("seed")
         left = {way(row): last.sel({axis: row[axis] for axis in last.dims}).item() for row in summary["rows"]}
         return f"Lines of {setting} test accuracy on the first task; after the last task: {listed(left)}."
+    if kind == "settling":
+        rows = [row for row in summary["rows"] if row["settling"] is not None]
+        unsettled = {way(row): row["settling"]["forward"]["unconverged"]["mean"] for row in rows}
+        return (
+            f"Lines of {setting} settling steps and unconverged shares by task; forward, in all: {listed(unsettled)}."
+        )
     means = {way(row): row["average_accuracy"]["mean"] for row in summary["rows"]}
     lost = {way(row): row["forgetting"]["mean"] for row in summary["rows"]}
     return f"Bars of {setting} average accuracy: {listed(means)}; and of forgetting: {listed(lost)}."

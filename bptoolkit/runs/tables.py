@@ -20,11 +20,12 @@ ALARM = "! Some settlings did not converge: states and gradients there are not t
 
 
 class Shown(NamedTuple):
-    """One cell: its text, the reason for what is missing, and whether it must catch the eye."""
+    """One cell: its text, the reason for what is missing, whether it must catch the eye, and what it is sorted by."""
 
     text: str
     note: str | None = None
     alarm: bool = False
+    value: float | None = None
 
 
 class Column(NamedTuple):
@@ -62,7 +63,7 @@ def settling(way: str, name: str) -> Callable[[Row], Shown]:
 
 def cost(name: str, form: Callable[[float], str]) -> Callable[[Row], Shown]:
     """Show one number without an interval."""
-    return lambda row: Shown(DASH, "not measured") if row[name] is None else Shown(form(row[name]))
+    return lambda row: Shown(DASH, "not measured") if row[name] is None else Shown(form(row[name]), value=row[name])
 
 
 def estimate(entry: dict[str, Any], factor: float = 1.0) -> Shown:
@@ -72,7 +73,8 @@ def estimate(entry: dict[str, Any], factor: float = 1.0) -> Shown:
     half = math.nan if entry["half_width"] is None else factor * entry["half_width"]
     decimals = 2 if half < 0.05 else 1
     width = DASH if math.isnan(half) else f"{half:.{decimals}f}"
-    return Shown(f"{signed(factor * entry['mean'], decimals)} ± {width}", entry["reason"])
+    value = factor * entry["mean"]
+    return Shown(f"{signed(value, decimals)} ± {width}", entry["reason"], value=value)
 
 
 def share(entry: dict[str, Any]) -> Shown:
@@ -81,7 +83,7 @@ def share(entry: dict[str, Any]) -> Shown:
         return Shown(DASH, entry["reason"])
     value = 100 * entry["mean"]
     text = "0 %" if value == 0 else "< 0.1 %" if value < 0.1 else f"{value:.1f} %"
-    return Shown(text, alarm=value > 0)
+    return Shown(text, alarm=value > 0, value=value)
 
 
 def signed(value: float, decimals: int) -> str:
@@ -189,8 +191,12 @@ def rich_table(grid: Grid) -> "Table":
 def markdown_table(summary: dict[str, Any]) -> str:
     """Results, settling and cost as GitHub Markdown, for a README made from a committed summary."""
     drawn = grids(summary)
-    notes = "\n".join(f"- {line}" for line in remarks(summary, drawn))
-    return "\n".join([*map(markdown_grid, drawn), notes, ""])
+    return markdown_tables(drawn, remarks(summary, drawn))
+
+
+def markdown_tables(grids: list[Grid], remarks: list[str]) -> str:
+    """Tables as GitHub Markdown, and below them what must be read with them."""
+    return "\n".join([*map(markdown_grid, grids), "\n".join(f"- {line}" for line in remarks), ""])
 
 
 def markdown_grid(grid: Grid) -> str:

@@ -1,14 +1,18 @@
 """The report: one page that needs nothing else, hides nothing, and escapes what it is given."""
 
+import base64
+import hashlib
 import json
+import math
 import re
+import shutil
 import subprocess
 import sys
 from html.parser import HTMLParser
 
 import pytest
 
-from bptoolkit.runs import RunError, finish, load_summary, open_run, save_results, write_report
+from bptoolkit.runs import RunError, finish, load_summary, markdown_table, open_run, save_results, write_report
 from bptoolkit.runs.tables import grids
 
 CONFIG = {
@@ -54,7 +58,8 @@ def folder_of(path, results, state="finished", config=CONFIG):
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory, make):
     """A finished run of two scenarios, with its report."""
-    folder = folder_of(tmp_path_factory.mktemp("runs") / "run", make(tasks=2, seeds=2))
+    results = make(tasks=2, seeds=2).sel(strategy=["naive", "ewc"])
+    folder = folder_of(tmp_path_factory.mktemp("runs") / "run", results)
     write_report(folder)
     return folder
 
@@ -75,10 +80,22 @@ def read(folder):
 
 
 def test_a_report_stands_alone(page):
-    assert {"script", "link", "iframe", "object"}.isdisjoint(tag for tag, _ in page.elements)
+    assert {"link", "iframe", "object"}.isdisjoint(tag for tag, _ in page.elements)
     assert all(image["src"].startswith("data:image/svg+xml;base64,") for image in page.all("img"))
     assert all(not value.startswith("http") for _, attrs in page.elements for value in attrs.values() if value)
     assert not re.search(r"url\(|@import", "".join(page.words))  # the style sheet is among the words
+
+
+def test_the_one_script_is_the_one_that_the_policy_allows(folder, page):
+    """The hash in the policy is that of the text between the tags, worked out here."""
+    text = (folder / "report.html").read_text(encoding="utf-8")
+    scripts = re.findall(r"<script>(.*?)</script>", text, re.DOTALL)
+    assert len(scripts) == len(page.all("script")) == 1
+    digest = base64.b64encode(hashlib.sha256(scripts[0].encode()).digest()).decode()
+    policy = next(meta["content"] for meta in page.all("meta") if meta.get("http-equiv"))
+    assert f"script-src 'sha256-{digest}'" in policy
+    assert "default-src 'none'" in policy
+    assert "unsafe-eval" not in policy
 
 
 def test_a_report_is_the_same_each_time(tmp_path, small):
@@ -110,16 +127,47 @@ def test_a_report_holds_every_number_every_setting_and_the_way_to_repeat_it(page
 
 def test_every_figure_says_in_words_what_it_shows(page):
     images = page.all("img")
-    assert len(images) == 2 * 3
-    assert len({image["alt"] for image in images}) == 6
-    assert re.search(r"first task; after the last task: static naive \d+ %", images[1]["alt"])
-    assert re.search(r"average accuracy: static naive \d+ %.*forgetting: static naive \d+ %", images[2]["alt"])
-    assert len(page.all("figcaption")) == 6
+    assert len(images) == 2 * 5 * 4
+    said = [image["alt"] for image in images if image["class"] == "wide light"]
+    assert len(set(said)) == 2 * 5
+    assert re.search(r"on every task over training, for static and recurrent with naive, ewc", said[1])
+    assert re.search(r"first task; after the last task: static naive \d+ %", said[2])
+    assert re.search(r"average accuracy: static naive \d+ %.*forgetting: static naive \d+ %", said[3])
+    assert re.search(r"settling steps .*: recurrent naive 0 %, recurrent ewc 2 %", said[-1])
+    assert len(page.all("figcaption")) == 2 * 5
 
 
-def test_tables_and_figures_scroll_inside_their_own_box(page):
+def test_every_figure_is_there_for_wide_and_narrow_light_and_dark(page):
+    looks = [image["class"] for image in page.all("img")]
+    assert {looks.count(f"{layout} {theme}") for layout in ("wide", "narrow") for theme in ("light", "dark")} == {10}
+    assert len({image["src"] for image in page.all("img")}) == 40
+
+
+def test_the_contents_lead_to_every_part(page):
+    places = {element["id"] for element in page.all("h2")}
+    assert [link["href"] for link in page.all("a")] == [f"#{element['id']}" for element in page.all("h2")]
+    assert places == {
+        *("results", "accuracy-1", "accuracy-2", "settling", "cost", "hyper-parameters", "environment", "repeat")
+    }
+
+
+def test_cells_carry_the_numbers_they_are_sorted_by(page, folder):
+    """The mean itself where it is known, nothing where it is not."""
+    rows = load_summary(folder)["rows"]
+    carried = [cell["data-value"] for cell in page.all("td") if "data-value" in cell]
+    assert float(carried[0]) == 100 * rows[0]["average_accuracy"]["mean"]
+    assert all(value == "" or math.isfinite(float(value)) for value in carried)
+
+
+def test_tables_for_papers_are_written_beside_it(folder):
+    markdown, latex = ((folder / name).read_text(encoding="utf-8") for name in ("tables.md", "tables.tex"))
+    assert markdown == markdown_table(load_summary(folder))
+    assert latex.count(r"\toprule") == latex.count(r"\bottomrule") == 3
+
+
+def test_tables_scroll_inside_their_own_box(page):
     boxes = [attributes for attributes in page.all("div") if "scroll" in attributes["class"].split()]
-    assert len(boxes) == len(page.all("table")) + len(page.all("img"))
+    assert len(boxes) == len(page.all("table"))
     assert all(box["tabindex"] == "0" and box["aria-label"] for box in boxes)
 
 
@@ -127,7 +175,8 @@ def test_what_it_is_given_is_escaped(tmp_path, small):
     results = small.assign_attrs(question="Is a < b & <script>alert(1)</script>?")
     results = results.assign_coords(strategy=["<b>naive"], net=['"net"'])
     page = read(folder_of(tmp_path / "run", results, config=CONFIG | {"config": {"<i>": "</table>"}}))
-    assert {"script", "b", "i"}.isdisjoint(tag for tag, _ in page.elements)
+    assert {"b", "i"}.isdisjoint(tag for tag, _ in page.elements)
+    assert len(page.all("script")) == 1
     assert {"Is a < b & <script>alert(1)</script>?", "<b>naive", '"net"', "config.<i>", "</table>"} <= set(page.words)
 
 
@@ -161,6 +210,31 @@ def test_without_one_of_its_files_there_is_no_report(tmp_path, small, name):
     (folder / name).unlink()
     with pytest.raises(RunError, match=name.replace(".", r"\.")):
         write_report(folder)
+    assert not (folder / "report.html").exists()
+
+
+BAD = {
+    "nothing there": (lambda folder: shutil.rmtree(folder), "is not there"),
+    "a file": (lambda folder: (shutil.rmtree(folder), folder.write_text("")), "is a file"),
+    "an empty folder": (
+        lambda folder: [path.unlink() for path in folder.iterdir()],
+        r"config\.json must be a JSON file",
+    ),
+    "half a record": (lambda folder: (folder / "config.json").write_text("{"), r"config\.json must be a JSON file"),
+    "no experiment": (lambda folder: (folder / "config.json").write_text("{}"), 'must name its "experiment"'),
+    "no environment": (lambda folder: (folder / "environment.json").write_text("{}"), "state, started, ended, command"),
+    "cut results": (lambda folder: (folder / "results.nc").write_bytes(b"\x89HDF"), "must be a whole NetCDF file"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_a_folder_that_is_no_run_is_one_sentence(tmp_path, small, case):
+    folder = folder_of(tmp_path / "run", small)
+    spoil, sentence = BAD[case]
+    spoil(folder)
+    with pytest.raises(RunError, match=sentence) as error:
+        write_report(folder)
+    assert len(str(error.value).splitlines()) == 1
     assert not (folder / "report.html").exists()
 
 
