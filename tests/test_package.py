@@ -42,7 +42,7 @@ def test_the_wheel_holds_every_file_of_the_package_and_no_other(wheel):
     inside = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
     files = (path for path in SOURCE.rglob("*") if path.is_file() and "__pycache__" not in path.parts)
     assert inside == {path.relative_to(ROOT).as_posix() for path in files}
-    assert {"bptoolkit/py.typed", "bptoolkit/runs/report.html.j2"} <= inside
+    assert {"bptoolkit/py.typed", "bptoolkit/runs/templates/report.html.j2"} <= inside
 
 
 @pytest.mark.slow
