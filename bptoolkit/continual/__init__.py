@@ -7,7 +7,11 @@ from bptoolkit.continual.diagnose import Diagnosis, diagnose
 from bptoolkit.continual.distilled_replay import der, der_plus_plus
 from bptoolkit.continual.experiment import Cost, Experiment, Result
 from bptoolkit.continual.fisher import fisher
+from bptoolkit.continual.gdumb import gdumb
 from bptoolkit.continual.gem import agem, gem
+from bptoolkit.continual.generative_classifier import generative_classifier
+from bptoolkit.continual.generative_replay import generative_replay
+from bptoolkit.continual.icarl import icarl
 from bptoolkit.continual.layout import Layout, choose_layout
 from bptoolkit.continual.metrics import (
     average_accuracy,
@@ -50,7 +54,11 @@ __all__ = [
     "fisher",
     "forgetting",
     "forward_transfer",
+    "gdumb",
     "gem",
+    "generative_classifier",
+    "generative_replay",
+    "icarl",
     "intransigence",
     "joint",
     "learning_accuracy",

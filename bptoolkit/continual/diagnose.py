@@ -96,12 +96,25 @@ def outputs_of_tasks(train: Batch, test: Batch) -> Bool[Array, "b k"]:
 
 
 def nearest_mean(known: Float[Array, "n f"], train: Batch, new: Float[Array, "m f"]) -> Float[Array, "m k"]:
-    """−‖f/‖f‖ − μ_c‖², μ_c the normalised mean of the normalised features of class c; −∞ for a class without rows."""
-    unit = lambda f: f / jnp.maximum(jnp.linalg.norm(f, axis=-1, keepdims=True), jnp.finfo(f.dtype).tiny)
+    """The scores of `nearest`, by the means of the training rows."""
+    return nearest(*class_means(known, train), new)
+
+
+def class_means(known: Float[Array, "n f"], train: Batch) -> tuple[Float[Array, "k f"], Bool[Array, "k"]]:
+    """The mean of the features of each class, all of length one, and which classes have rows."""
     member = (train.target * train.weight[:, None]).astype(known.dtype)  # (n, k)
-    means = unit(member.T @ unit(known))
+    return unit(member.T @ unit(known)), jnp.sum(member, axis=0) > 0
+
+
+def nearest(means: Float[Array, "k f"], there: Bool[Array, "k"], new: Float[Array, "m f"]) -> Float[Array, "m k"]:
+    """−‖f/‖f‖ − μ_c‖²; −∞ for a class that is not there."""
     distance = jnp.sum(jnp.square(unit(new)[:, None, :] - means[None, :, :]), axis=-1)
-    return jnp.where(jnp.sum(member, axis=0) > 0, -distance, -jnp.inf)
+    return jnp.where(there, -distance, -jnp.inf)
+
+
+def unit(f: Float[Array, "n f"]) -> Float[Array, "n f"]:
+    """Each row at length one; a row of zeros stays."""
+    return f / jnp.maximum(jnp.linalg.norm(f, axis=-1, keepdims=True), jnp.finfo(f.dtype).tiny)
 
 
 def probe(known: Float[Array, "n f"], train: Batch, new: Float[Array, "m f"], steps: int) -> Float[Array, "m k"]:

@@ -1,0 +1,88 @@
+"""A generative classifier: a variational auto-encoder for each class, and Bayes' rule with equal priors.
+
+    logit of class c = log p_c(x),   by importance samples z ~ q_c(z | x)
+
+Each auto-encoder learns from the rows of its class alone, so nothing is forgotten: classes never meet.
+
+Reference: van de Ven, Li & Tolias (2021), CVPR workshops, "Class-incremental learning with generative classifiers".
+"""
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Bool, Float
+
+from bptoolkit import trees
+from bptoolkit.continual.buffers import check_positive
+from bptoolkit.continual.vae import Likelihood, vae
+from bptoolkit.learning.learner import Learner, bare_learner
+from bptoolkit.types import Batch, Info, Key, Memory, Model, Params, PyTree
+
+__all__ = ["generative_classifier"]
+
+
+def generative_classifier(
+    inputs: int,
+    classes: int,
+    *,
+    hidden: tuple[int, ...] = (85, 85),
+    latent: int = 5,
+    samples: int = 50,
+    likelihood: Likelihood = "bernoulli",
+) -> Learner:
+    """A learner, not a strategy: there is no net whose outputs compete.
+
+    Give it a stream with one class a task and `reset_optimizer=True`, as the protocol does: then each auto-encoder has
+    its own steps and its own optimiser state.  Only those auto-encoders move whose class is in the batch.
+
+    Args:
+        inputs: values of an example.
+        classes: one auto-encoder each; as many as the stream has outputs.
+        hidden, latent: units of each encoder's hidden layers, values of z.
+        samples: importance samples of log p(x); the same noise for all rows and classes.
+        likelihood: "bernoulli" for data in [0, 1], "gaussian" for any other.
+
+    Raises:
+        ValueError: a size below one, an unknown likelihood.
+    """
+    check_positive(inputs=inputs, classes=classes, latent=latent, samples=samples)
+    net = vae(inputs, hidden, latent, likelihood)
+
+    def init(key: Key) -> Params:
+        return jax.vmap(net.init)(jax.random.split(key, classes))
+
+    def apply(params: Params, x: Float[Array, "*d"]) -> tuple[Float[Array, "k"], Info]:
+        noise = jax.random.normal(jax.random.key(0), (samples, latent), x.dtype)  # fixed: a model draws nothing
+        return lax.map(lambda one: net.log_likelihood(one, jnp.ravel(x), noise), params), Info()
+
+    def gradient(memory: Memory, params: Params, batch: Batch, key: Key) -> tuple[PyTree, Info, Memory]:
+        noise = jax.random.normal(key, (batch.x.shape[0], latent), batch.x.dtype)
+        flat = batch.x.reshape(batch.x.shape[0], -1)
+
+        def of_class(given: tuple[Params, Float[Array, "b"]]):
+            one, weight = given
+
+            def loss(one):
+                losses = jax.vmap(net.loss, (None, 0, 0))(one, flat, noise)
+                return jnp.sum(weight * losses) / jnp.maximum(jnp.sum(weight), 1)
+
+            none = lambda: (jnp.zeros((), flat.dtype), trees.zeros_like(one))
+            return lax.cond(jnp.any(weight > 0), lambda: jax.value_and_grad(loss)(one), none)
+
+        member = (batch.target * batch.weight[:, None]).T.astype(flat.dtype)  # (classes, b)
+        losses, grads = lax.map(of_class, (params, member))
+        there = jnp.sum(member, axis=1)
+        mean = jnp.sum(losses * there) / jnp.maximum(jnp.sum(there), 1)
+        return grads, Info(loss=mean, weight=batch.weight), memory
+
+    def after_step(memory: Memory, before: Params, after: Params, opt_state, batch: Batch, key: Key):
+        """A zero gradient moves a weight under Adam: those of classes that are not there stay."""
+        del key
+        there = jnp.any(batch.target * batch.weight[:, None] > 0, axis=0)
+        return jax.tree.map(lambda b, a: _where(there, a, b), before, after), opt_state, memory
+
+    return bare_learner(Model(init, apply), gradient)._replace(after_step=after_step)
+
+
+def _where(there: Bool[Array, "classes"], a: Array, b: Array) -> Array:
+    return jnp.where(there.reshape(-1, *[1] * (a.ndim - 1)), a, b)
