@@ -6,12 +6,15 @@ The residual r = z − f(z) alone mis-states the error by up to 1/(1 − ρ), so
     ‖Δz‖ · q/(1 − q)         the sum of all steps to come, if they go on shrinking by q = ‖r_k‖/‖r_{k−1}‖
 
 The first sees slow modes that damping hides; the second sees those that a large, fast residual hides (eigenvalues near
-+ρ beside some near −ρ).  Neither sees a mode that has not shown itself yet, or the growth inside a Jordan block.
++ρ beside some near −ρ).  The largest ‖Δz‖/‖Δr‖ seen, which is at most ‖(I − J)⁻¹‖, is forgotten no faster than the
+root of the residual falls: a slow rotation between unequal axes shows it only twice a turn.  None sees a mode that has
+not shown itself yet, or the growth inside a Jordan block.
 """
 
 from collections.abc import Callable
 from enum import IntEnum
 from functools import partial, reduce
+from math import log
 from typing import NamedTuple
 
 import jax
@@ -92,6 +95,7 @@ class Path(NamedTuple):
     size: Float[Array, ""]  # ‖r‖
     best: Float[Array, ""]  # smallest ‖r‖ so far
     factor: Float[Array, ""]  # error over residual
+    secant: Float[Array, ""]  # largest ‖Δz‖/‖Δr‖ seen, fading
     rate: Float[Array, ""]
     turning: Int[Array, ""]  # judgements in a row in which r had turned round: r_k ≈ −r_{k−1}
     still: Int[Array, ""]  # judgements in a row in which r had not changed
@@ -170,7 +174,7 @@ def begin(f: Callable[[State], State], z0: State, solver: Solver, stop: "Rule") 
             Status.MAX_STEPS: jnp.less_equal(stop.max_steps, 0),
         }
     )
-    return Path(z0, r, solver.init(z0), none, size, size, one, zero, none, none, none, status)
+    return Path(z0, r, solver.init(z0), none, size, size, one, zero, zero, none, none, none, status)
 
 
 def advance(f, update: Callable, stop: "Rule", path: Path, silent: int | Int[Array, ""] = 0) -> Path:
@@ -198,10 +202,11 @@ def _judged(path: Path, z: State, r: State, before: State, update: State, memory
     several = made.astype(size.dtype)
     shrunk = jnp.log(jnp.maximum(size, tiny) / jnp.maximum(path.size, tiny)) / several
     old = jnp.where(path.steps == 0, 0, (1 - FRESH) ** several)
-    rate = jnp.exp(old * jnp.log(jnp.maximum(path.rate, tiny)) + (1 - old) * shrunk)  # powers would not be vectorised
+    log_rate = old * jnp.log(jnp.maximum(path.rate, tiny)) + (1 - old) * shrunk  # powers would not be vectorised
+    rate, fade = jnp.exp(log_rate), jnp.exp(several * jnp.clip(log_rate / 2, log(FADE), 0))
     to_come = moved * rate / jnp.maximum(1 - rate, CLOSEST)  # the sum of all further steps, if they shrink at this rate
-    factors = (moved / jnp.maximum(change, tiny), to_come / jnp.maximum(size, tiny), FADE**several * path.factor)
-    factor = reduce(jnp.maximum, factors)
+    secant = jnp.maximum(moved / jnp.maximum(change, tiny), fade * path.secant)
+    factor = reduce(jnp.maximum, (secant, to_come / jnp.maximum(size, tiny), FADE**several * path.factor))
     at_rounding = size <= 128 * eps * scale
 
     turning = jnp.where(turn <= eps**0.5 * size, path.turning + 1, 0)
@@ -220,7 +225,7 @@ def _judged(path: Path, z: State, r: State, before: State, update: State, memory
         }
     )
     best = jnp.minimum(size, path.best)
-    return Path(z, r, memory, steps, size, best, factor, rate, turning, still, lost, status)
+    return Path(z, r, memory, steps, size, best, factor, secant, rate, turning, still, lost, status)
 
 
 def report(path: Path) -> Solution:

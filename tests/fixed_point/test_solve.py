@@ -62,6 +62,20 @@ def test_damping_is_undone_in_the_estimate():
     chex.assert_trees_all_close(solution.error, jnp.linalg.norm(solution.value - exact), rtol=1e-6)
 
 
+@pytest.mark.parametrize("damping", [0.5, 0.9])
+def test_a_slow_rotation_between_unequal_axes_is_within_the_tolerance_too(damping):
+    """I − J = [[a, −ck], [c/k, a]]: the error of one residual swings by about k², twice a turn of 2π/c time constants.
+
+    A judge that forgets the larger ratio before it comes round again is off by up to ten tolerances here.
+    """
+    a, c, k = 0.02, 0.06, 5.0
+    f, exact = linear(jnp.eye(2) - jnp.array([[a, -c * k], [c / k, a]]), jnp.array([0.3, 0.1]))
+    starts = exact + 10.0 ** jnp.linspace(0, 2, 20)[:, None] * jnp.array([1.0, 0.0])  # they end at all phases of a turn
+    ended = jax.vmap(lambda z: solve(f, z, damped(damping), Stop(rtol=1e-4, max_steps=20_000)))(starts)
+    assert (ended.status == Status.CONVERGED).all()
+    assert (jnp.linalg.norm(ended.value - exact, axis=1) <= 3e-4 * jnp.linalg.norm(exact)).all()
+
+
 def test_the_reported_rate_is_the_contraction():
     f, _ = linear(0.8 * jnp.eye(4), jnp.ones(4))
     chex.assert_trees_all_close(solve(f, jnp.zeros(4)).rate, 0.8, rtol=1e-6)
