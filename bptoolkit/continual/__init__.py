@@ -1,5 +1,6 @@
 """Sequences of tasks and what they do to a net: streams, strategies against forgetting, the runner, the metrics."""
 
+from bptoolkit.continual.boundaries import blurry, online
 from bptoolkit.continual.calibration import brier_score, calibration_error
 from bptoolkit.continual.controls import joint, naive
 from bptoolkit.continual.cost import memory_bytes
@@ -28,7 +29,7 @@ from bptoolkit.continual.regularise import ewc
 from bptoolkit.continual.rehearse import replay, reservoir_replay
 from bptoolkit.continual.run import Moment, RunState, run, run_grid
 from bptoolkit.continual.statistics import Comparison, compare, permutation_test
-from bptoolkit.continual.streams import Stream, permuted, rotated, split
+from bptoolkit.continual.streams import Stream, label_shuffled, permuted, rotated, split
 
 __all__ = [
     "Comparison",
@@ -43,6 +44,7 @@ __all__ = [
     "agem",
     "average_accuracy",
     "backward_transfer",
+    "blurry",
     "brier_score",
     "calibration_error",
     "choose_layout",
@@ -61,10 +63,12 @@ __all__ = [
     "icarl",
     "intransigence",
     "joint",
+    "label_shuffled",
     "learning_accuracy",
     "memory_bytes",
     "minimum_accuracy",
     "naive",
+    "online",
     "permutation_test",
     "permuted",
     "replay",

@@ -19,7 +19,7 @@ from bptoolkit.checks import check
 from bptoolkit.learning.learner import StreamSpec
 from bptoolkit.types import Batch, Dataset, Key, Rows
 
-__all__ = ["Indices", "Scenario", "Stream", "permuted", "rotated", "split"]
+__all__ = ["Indices", "Scenario", "Stream", "label_shuffled", "permuted", "rotated", "split"]
 
 Scenario: TypeAlias = Literal["class", "domain", "task"]
 
@@ -136,6 +136,20 @@ def rotated(dataset: Dataset, tasks: int, scenario: Scenario = "domain", *, degr
     return _whole(dataset, tasks, scenario, lambda key: {"angle": angle(key)})
 
 
+def label_shuffled(dataset: Dataset, tasks: int) -> Stream:
+    """The whole data set in every task, its labels renamed by a random permutation of the task's own, the first's too.
+
+    Domain-incremental: what was learned of the inputs serves every task, and no task's answers are right in another.
+    So it tests whether a net can still learn at all (Lyle et al., 2023, ICML), more than whether it remembers.
+
+    Raises:
+        ValueError: less than one task, a bad data set.
+    """
+    name = jnp.arange(dataset.classes, dtype=jnp.int32)
+    renamed = lambda key: jax.vmap(lambda k: jax.random.permutation(k, name))(jax.random.split(key, tasks))
+    return _whole(dataset, tasks, "domain", lambda key: dict.fromkeys(("output", "slot"), renamed(key)))
+
+
 def spec(stream: Stream) -> StreamSpec:
     """The static facts that a learner's memory is built from."""
     view = jax.eval_shape(stream.draw, jax.random.key(0))
@@ -218,7 +232,7 @@ def _whole(dataset: Dataset, tasks: int, scenario: Scenario, transform: Callable
             View(jnp.broadcast_to(jnp.arange(n, dtype=jnp.int32), (tasks, n)), jnp.full((tasks,), n, jnp.int32))
             for n in sizes
         ]
-        return Indices(views[0], views[1], output, slot, active, **transform(key))
+        return Indices(views[0], views[1], output, slot, active)._replace(**transform(key))
 
     return Stream(dataset, tasks, classes, sizes[0], draw, sizes[1], classes, outputs, scenario)
 
