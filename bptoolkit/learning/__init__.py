@@ -1,17 +1,19 @@
 """How a model learns: losses, learning rules, the error of every unit, and training on one data set."""
 
-from bptoolkit.learning.attribution import attribution
-from bptoolkit.learning.fit import Curves, Fitted, fit, train
+from bptoolkit.learning.attribution import Attribution, attribution
+from bptoolkit.learning.fit import Curves, Fitted, Progress, fit, train
 from bptoolkit.learning.learner import Curriculum, Learner, LearningRule, StreamSpec, Task
 from bptoolkit.learning.losses import binary_cross_entropy, cross_entropy, squared_error
 from bptoolkit.learning.rules import backprop
 
 __all__ = [
+    "Attribution",
     "Curriculum",
     "Curves",
     "Fitted",
     "Learner",
     "LearningRule",
+    "Progress",
     "StreamSpec",
     "Task",
     "attribution",

@@ -5,6 +5,7 @@ A plain function (say `jax.nn.silu`) may stand wherever one of these does: `slop
 
 import dataclasses
 from collections.abc import Callable
+from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -27,7 +28,7 @@ __all__ = [
     "threshold",
 ]
 
-Elementwise = Callable[[Float[Array, "..."]], Float[Array, "..."]]
+Elementwise: TypeAlias = Callable[[Float[Array, "..."]], Float[Array, "..."]]
 
 
 @dataclasses.dataclass(frozen=True)

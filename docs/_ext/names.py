@@ -95,6 +95,18 @@ def docstring(body: list[ast.stmt], place: int) -> str:
     return ""
 
 
+def alias(module: str, name: str) -> tuple[str, ast.expr] | None:
+    """The module and the right side of a type alias, as seen from a module that defines or imports it."""
+    for node in source(module)[1].body:
+        match node:
+            case ast.AnnAssign(target=ast.Name(id=bound_name), annotation=ast.Name(id="TypeAlias"), value=ast.expr()):
+                if bound_name == name:
+                    return module, node.value
+            case ast.ImportFrom(module=str(origin)) if name in bound(node) and origin.startswith("bptoolkit"):
+                return alias(origin, name) if not path_of(f"{origin}.{name}").exists() else None
+    return None
+
+
 @cache
 def index() -> dict[str, str]:
     """Public names as people write them, `anderson`, `solvers.anderson` or `fp.anderson`, and their full names.
@@ -102,15 +114,15 @@ def index() -> dict[str, str]:
     What two packages call by one name is not here without its package.
     """
     usual = {"fixed_point": "fp", "continual": "cl"}
-    found: dict[str, set[str]] = {}
+    found: dict[str, dict[Definition, str]] = {}
     for name in (name for package in PACKAGES for name in public(f"bptoolkit.{package}")):
         full = f"{name.package}.{name.name}"
         parts = full.split(".")
         written = {".".join(parts[i:]) for i in range(len(parts))}
         written |= {f"{short}.{name.name}" for short in (name.module.rpartition(".")[2], usual.get(parts[1], parts[1]))}
         for short in written:
-            found.setdefault(short, set()).add(full)
-    return {short: full for short, (full, *others) in found.items() if not others}
+            found.setdefault(short, {}).setdefault(name.node, full)
+    return {short: full for short, (full, *others) in ((s, f.values()) for s, f in found.items()) if not others}
 
 
 @cache

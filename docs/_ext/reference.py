@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from docstrings import rest
 from docutils import nodes
 from docutils.parsers.rst import Directive
-from names import ROOT, Definition, Name, bound, elsewhere, index, path_of, public, source
+from names import ROOT, Definition, Name, alias, bound, elsewhere, index, path_of, public, source
 from sphinx.addnodes import pending_xref
 from sphinx.application import Sphinx
 from sphinx.environment import BuildEnvironment
@@ -60,7 +60,7 @@ def entry(name: Name) -> Iterator[str]:
     if code:
         body += [".. code-block:: python", "", *textwrap.indent(code, "   ").splitlines(), ""]
     for method in methods(name.node):
-        body += [*entry_of_method(method), ""]
+        body += [*entry_of_method(method, name.module), ""]
     yield from ("", f".. py:currentmodule:: {name.package}", "", f".. py:{kind}:: {name.name}{head}", "")
     yield from textwrap.indent("\n".join(body), "   ").splitlines()
 
@@ -69,7 +69,7 @@ def describe(name: Name) -> tuple[str, str, str]:
     """The kind of entry, the signature, and the lines of source that are shown."""
     match name.node:
         case ast.FunctionDef():
-            return "function", signature(name.node), ""
+            return "function", signature(name.node, name.module), ""
         case ast.ClassDef(bases=bases):
             kind = "exception" if any(ast.unparse(base).endswith(("Error", "Exception")) for base in bases) else "class"
             inside = [node for node in name.node.body if isinstance(node, ast.Assign | ast.AnnAssign)]
@@ -83,19 +83,33 @@ def lines(module: str, first: ast.stmt, last: ast.stmt) -> str:
     return textwrap.dedent("\n".join(text))
 
 
-def signature(node: ast.FunctionDef) -> str:
+def signature(node: ast.FunctionDef, module: str) -> str:
     """Arguments and result as the source has them, without self, and forward references without quotes."""
     arguments = copy.deepcopy(node.args)
     arguments.args = [argument for argument in arguments.args if argument.arg != "self"]
     for argument in ast.walk(arguments):
         if isinstance(argument, ast.arg) and argument.annotation:
-            argument.annotation = ast.Name(unquoted(argument.annotation))
-    return f"({ast.unparse(arguments)})" + (f" -> {unquoted(node.returns)}" if node.returns else "")
+            argument.annotation = ast.Name(written(argument.annotation, module))
+    return f"({ast.unparse(arguments)})" + (f" -> {written(node.returns, module)}" if node.returns else "")
 
 
-def unquoted(annotation: ast.expr) -> str:
-    """The source of an annotation."""
-    return str(annotation.value) if isinstance(annotation, ast.Constant) else ast.unparse(annotation)
+def written(annotation: ast.expr, module: str) -> str:
+    """An annotation in words that have an entry: aliases without one give way to what they stand for."""
+    if isinstance(annotation, ast.Constant) and isinstance(annotation.value, str):
+        return annotation.value
+    return ast.unparse(Spelt(module).visit(copy.deepcopy(annotation)))
+
+
+class Spelt(ast.NodeTransformer):
+    """Replaces the aliases of a module, or those that it imports, unless they are public."""
+
+    def __init__(self, module: str):
+        self.module = module
+
+    def visit_Name(self, node: ast.Name) -> ast.expr:
+        """One name."""
+        found = None if node.id in index() else alias(self.module, node.id)
+        return node if found is None else Spelt(found[0]).visit(copy.deepcopy(found[1]))
 
 
 def fields(node: Definition) -> set[str]:
@@ -110,12 +124,12 @@ def methods(node: Definition) -> list[ast.FunctionDef]:
     return [part for part in inside if isinstance(part, ast.FunctionDef) and not part.name.startswith("_")]
 
 
-def entry_of_method(node: ast.FunctionDef) -> Iterator[str]:
+def entry_of_method(node: ast.FunctionDef, module: str) -> Iterator[str]:
     """A method, or a property with its type."""
     if any(ast.unparse(decorator) == "property" for decorator in node.decorator_list) and node.returns:
-        yield from (f".. py:property:: {node.name}", f"   :type: {unquoted(node.returns)}")
+        yield from (f".. py:property:: {node.name}", f"   :type: {written(node.returns, module)}")
     else:
-        yield f".. py:method:: {node.name}{signature(node)}"
+        yield f".. py:method:: {node.name}{signature(node, module)}"
     yield ""
     yield from textwrap.indent("\n".join(rest(ast.get_docstring(node) or "")), "   ").splitlines()
 
