@@ -32,7 +32,7 @@ def load_experiments(folder: Path | str) -> dict[str, Experiment]:
     try:
         module = importlib.import_module(str(name))
         define, kind = module.define, module.Config
-    except (ImportError, ValueError, AttributeError) as error:
+    except (ImportError, ValueError, TypeError, AttributeError) as error:
         raise RunError(
             f"{path} names the experiment {name!r}, which is no module with a Config and a define ({error}). "
             "Start in the repository that it lies in, at the commit that environment.json names."

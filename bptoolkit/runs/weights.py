@@ -51,7 +51,7 @@ def load_weights(path: Path) -> Any:
         RunError: when it is cut short, damaged, or something else.
     """
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
             about = json.loads(file[STRUCTURE].item())
             kinds = [Kind(*kind) for kind in about["kinds"]]
             return _rebuilt(about["tree"], [unpack(file[f"leaf{i}"], kind) for i, kind in enumerate(kinds)])
