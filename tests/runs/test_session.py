@@ -17,7 +17,9 @@ import pytest
 
 from bptoolkit import continual as cl
 from bptoolkit import data, learning, models, runs
+from bptoolkit.continual.layout import Layout
 from bptoolkit.runs import RunError, Watcher, carry_out, differences, unwatched
+from bptoolkit.runs.checkpoint import save_state
 from bptoolkit.runs.lock import locked
 
 CONFIG = {"experiment": "tests.tiny", "config": {"steps": 6}, "seeds": 2, "key": 0}
@@ -45,7 +47,7 @@ def compiled_once():
     make = module.Programs
 
     def programs(experiment, *rest):
-        key = id(experiment), rest[1]
+        key = id(experiment), *rest[:2]  # the rest: updates a call, layout, nets
         if key not in kept:
             kept[key] = experiment, make(experiment, *rest)
         return kept[key][1]
@@ -169,6 +171,31 @@ def test_a_run_broken_off_anywhere_ends_the_same(whole, tmp_path, call):
     assert [start["state"] for start in json.loads((folder / "environment.json").read_text())["earlier"]] == [
         "failed"
     ] * (call > 0)
+
+
+def test_nothing_is_lost_beyond_the_last_save(tmp_path, monkeypatch):
+    """Two updates a call, saved every four: broken off after 2, 6 and 8 updates, a run goes on from 0, 4 and 6."""
+    monkeypatch.setattr(importlib.import_module("bptoolkit.continual.run"), "CHUNK", 2)
+    one, ends = {NAMES[0]: TINY[NAMES[0]]}, []
+    for call, saved in ((0, 0), (2, 4), (4, 6)):  # calls 0, 1, 2: 2, 4, 6 updates; 3: end of task; 4: 8 updates
+        folder, told = tmp_path / f"run{call}", []
+        with pytest.raises(Killed):
+            carry_out(folder, CONFIG, one, watcher=at(call, stop), save_every=4)
+        noted = unwatched()._replace(progress=lambda name, moment, told=told: told.append(moment.step))
+        carry_out(folder, CONFIG, one, watcher=noted)
+        assert told == list(range(saved + 2, 13, 2))
+        ends.append(folder)
+    assert differences(ends[0], ends[1]) == differences(ends[0], ends[2]) == []
+
+
+def test_fewer_devices_than_before_are_told(tmp_path, monkeypatch):
+    layout = Layout(2, stacked=True)
+    save = lambda folder, state, about: save_state(folder, state._replace(layout=layout), about)
+    monkeypatch.setattr("bptoolkit.runs.session.save_state", save)
+    folder, said = broken_off(tmp_path / "run", 2), []
+    carry_out(folder, CONFIG, TINY, say=said.append)
+    assert len(said) == 1
+    assert "began on 2 devices, seeds stacked and went on with 1 device, seeds stacked" in said[0]
 
 
 def test_again_does_not_go_on_with_what_was_begun(tmp_path):
