@@ -57,9 +57,10 @@ def machine() -> dict[str, Any]:
 
 def settings() -> dict[str, Any]:
     """What changes JAX's numbers from outside the program."""
-    flags = {name: getattr(jax.config, f"jax_{name}") for name in ("enable_x64", "default_matmul_precision")}
+    names = ("enable_x64", "default_matmul_precision", "compilation_cache_dir")
+    flags = {name: getattr(jax.config, f"jax_{name}") for name in names}
     variables = {name: value for name, value in sorted(os.environ.items()) if name.startswith(("JAX_", "XLA_"))}
-    return flags | {"compiled_programs": jax.config.values["jax_compilation_cache_dir"], "variables": variables}
+    return flags | {"variables": variables}
 
 
 def packages() -> dict[str, str]:
