@@ -121,3 +121,24 @@ def test_the_pages_load_nothing_from_elsewhere(site):
     assert len(files) > len(PACKAGES)
     assert [file.name for file in files if loaded.search(file.read_text("utf-8"))] == []
     assert loaded.search('<script src="https://cdn.example/mathjax.js">')
+
+
+SHORT = {"fp": "fixed_point", "cl": "continual"}
+NAMED = re.compile(rf"(?<![\w./])({'|'.join([*PACKAGES, *SHORT])})\.([a-z_]\w*)", re.IGNORECASE)
+
+
+def unknown(text: str) -> list[str]:
+    """Names of our packages that stand in `code` and do not exist."""
+    found = [match for code in re.findall(r"`([^`\n]+)`", text) for match in NAMED.finditer(code)]
+    module = lambda short: importlib.import_module(f"bptoolkit.{SHORT.get(short, short)}")
+    return [match[0] for match in found if not hasattr(module(match[1]), match[2])]
+
+
+def test_names_that_the_pages_mention_exist():
+    pages = [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("*/README.md")]
+    current = [page for page in pages if page.name != "CHANGELOG.md"]
+    assert [name for page in current for name in unknown(page.read_text("utf-8"))] == []
+    assert unknown("`fp.picard()`, `learning.no_rule` and `cl.nor_this(1)`") == [
+        "learning.no_rule",
+        "cl.nor_this",
+    ]
