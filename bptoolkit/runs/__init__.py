@@ -1,8 +1,9 @@
 """Runs that can be trusted: carried out, watched, taken up again, repeated; their folder, tables, figures and report.
 
-outcome = carry_out(Path("runs") / run_name(config), config, experiments, watcher=display(console))
-write_report(outcome.folder)
-load_results(outcome.folder);  load_params(outcome.folder);  load_log(outcome.folder)
+In short:
+    outcome = carry_out(Path("runs") / run_name(config), config, experiments, watcher=display(console))
+    write_report(outcome.folder)
+    load_results(outcome.folder);  load_params(outcome.folder);  load_log(outcome.folder)
 """
 
 from bptoolkit.runs.compare import differences, surroundings
