@@ -229,14 +229,14 @@ def cell_of(table: Table, method: str, column: str, key: int, folder: Path) -> C
     scenario, score = table.columns[column]
     published, deviations = table.published[method][column], table.deviations(method, scenario)
     if table.define(method, scenario) is None:
-        return compared(published, np.zeros(0), ("not run: there is no such method yet",))
+        return compared(published, np.zeros(0), deviations or ("not run: there is no such method yet",))
     job = Job(method, scenario, ())
     wanted = identity(table, job, key)
     held = [found(path, wanted) for path in sorted(folder.glob(job.path(folder, 0).name.replace("-0.json", "-*.json")))]
     whole = [one for one in held if one is not None and one["finite"]]
     if lost := sum(one is not None for one in held) - len(whole):
         deviations += (f"seeds that diverged are left out: {lost}",)
-    return compared(published, np.array([float(score(Found.of(one))) for one in whole]), deviations)
+    return compared(published, np.array([float(score(Found.of(one))) for one in whole]), deviations, table.unit)
 
 
 class Found(NamedTuple):

@@ -119,20 +119,29 @@ def permuted(dataset: Dataset, tasks: int, scenario: Scenario = "domain") -> Str
     return _whole(dataset, tasks, scenario, lambda key: {"order": order(key)})
 
 
-def rotated(dataset: Dataset, tasks: int, scenario: Scenario = "domain", *, degrees: float = 180.0) -> Stream:
+def rotated(
+    dataset: Dataset, tasks: int, scenario: Scenario = "domain", *, degrees: float = 180.0, rising: bool = False
+) -> Stream:
     """The whole data set in every task, turned by an angle drawn from [0, degrees), by bilinear interpolation.
 
     Args:
         dataset: images (n, h, w) or (n, h, w, c).
         tasks, scenario: as in `permuted`.
         degrees: upper end of the angles; 180 as in Lopez-Paz & Ranzato (2017).
+        rising: task t of T (from 0) draws from [t/T, (t + 1)/T) of the range, as in their code.
 
     Raises:
         ValueError: less than one task, rows that are not images, an unknown scenario, a bad data set.
     """
     if dataset.train.x.ndim not in (3, 4):
         raise ValueError(f"rotated needs images (n, h, w) or (n, h, w, c), got shape {dataset.train.x.shape}.")
-    angle = lambda key: jax.random.uniform(key, (tasks,), maxval=math.radians(degrees))
+    widest = math.radians(degrees)
+
+    def angle(key: Key) -> Float[Array, "tasks"]:
+        if rising:
+            return (jnp.arange(float(tasks)) + jax.random.uniform(key, (tasks,))) * (widest / tasks)
+        return jax.random.uniform(key, (tasks,), maxval=widest)
+
     return _whole(dataset, tasks, scenario, lambda key: {"angle": angle(key)})
 
 

@@ -44,6 +44,7 @@ class Table(NamedTuple):
 
     define: of (method, scenario); the experiment to the protocol's letter, or None where the method has no such run.
     deviations: of (method, scenario): what is not to the letter; empty where all is.
+    unit: of the figures, in points: 1 for %, 0.01 for shares.
     weight: of a method, how many times the updates of plain training it costs, for estimates.
     """
 
@@ -55,6 +56,7 @@ class Table(NamedTuple):
     define: Callable[[str, Scenario], Experiment | None]
     deviations: Callable[[str, Scenario], tuple[str, ...]]
     weight: Mapping[str, float]
+    unit: float = 1.0
 
 
 class Cell(NamedTuple):
@@ -66,7 +68,7 @@ class Cell(NamedTuple):
     n: int
     difference: float
     z: float
-    near: bool | None  # |difference| ≤ max(2 combined SEM, 1.5); None where it cannot be said
+    near: bool | None  # |difference| ≤ max(2 combined SEM, 1.5 points); None where it cannot be said
     deviations: tuple[str, ...]
     values: tuple[float, ...]  # one a seed
 
@@ -77,8 +79,10 @@ def sem(values: Float[np.ndarray, "n"]) -> float:
     return math.sqrt(values.var() / (values.size - 1)) if values.size > 1 else math.nan
 
 
-def compared(published: Figure | None, values: Float[np.ndarray, "n"], deviations: tuple[str, ...] = ()) -> Cell:
-    """One cell, from the values of its seeds."""
+def compared(
+    published: Figure | None, values: Float[np.ndarray, "n"], deviations: tuple[str, ...] = (), unit: float = 1.0
+) -> Cell:
+    """One cell, from the values of its seeds, in figures of this unit."""
     values = np.asarray(values, np.float64)
     mean = float(values.mean()) if values.size else math.nan
     own = sem(values)
@@ -87,18 +91,20 @@ def compared(published: Figure | None, values: Float[np.ndarray, "n"], deviation
     difference = mean - published.mean
     both = math.nan if published.sem is None else math.hypot(own, published.sem)
     z = difference / both if both > 0 else math.nan
-    near = None if math.isnan(own) or math.isnan(difference) else abs(difference) <= max(NEAR, _double(both))
+    near = None if math.isnan(own) or math.isnan(difference) else abs(difference) <= max(NEAR * unit, _double(both))
     return Cell(published, mean, own, values.size, difference, z, near, deviations, tuple(values.tolist()))
 
 
 def text_table(table: Table, cells: Mapping[tuple[str, str], Cell]) -> str:
     """The comparison as plain text, one line a cell, with what its reader must know below."""
+    digits = 2 if table.unit == 1 else 3
     lines = [table.title, table.reference, ""]
     lines.append(f"{'method':12} {'column':8} {'published':>20} {'measured':>16} {'n':>3} {'diff':>7} {'SEMs':>6}")
     for (method, column), cell in cells.items():
         lines.append(
-            f"{method:12} {column:8} {_published(cell.published):>20} {_pm(cell.measured, cell.sem):>16} {cell.n:>3} "
-            f"{_number(cell.difference, '+.2f'):>7} {_number(cell.z, '+.1f'):>6} {_verdict(cell)}"
+            f"{method:12} {column:8} {_published(cell.published, digits):>20} "
+            f"{_pm(cell.measured, cell.sem, digits):>16} {cell.n:>3} "
+            f"{_number(cell.difference, f'+.{digits}f'):>7} {_number(cell.z, '+.1f'):>6} {_verdict(cell)}".rstrip()
         )
     lines += ["", *(f"- {note}" for note in (*table.notes, *_marks(cells), *_deviations(cells)))]
     return "\n".join(lines)
@@ -139,16 +145,16 @@ def _verdict(cell: Cell) -> str:
     return f"{words}{' *' if cell.deviations else ''}"
 
 
-def _published(figure: Figure | None) -> str:
+def _published(figure: Figure | None, digits: int) -> str:
     if figure is None:
         return "-"
-    return f"{_pm(figure.mean, math.nan if figure.sem is None else figure.sem)} [{figure.mark}]"
+    return f"{_pm(figure.mean, math.nan if figure.sem is None else figure.sem, digits)} [{figure.mark}]"
 
 
-def _pm(mean: float, error: float) -> str:
+def _pm(mean: float, error: float, digits: int) -> str:
     if math.isnan(mean):
         return "-"
-    return f"{mean:.2f}" if math.isnan(error) else f"{mean:.2f} ± {error:.2f}"
+    return f"{mean:.{digits}f}" if math.isnan(error) else f"{mean:.{digits}f} ± {error:.{digits}f}"
 
 
 def _number(value: float, form: str) -> str:

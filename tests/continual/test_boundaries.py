@@ -87,6 +87,14 @@ def test_renamed_labels_are_a_permutation_of_each_task(ragged):
     np.testing.assert_array_equal(batch.x, ragged.train.x)
 
 
+def test_rising_angles_lie_each_in_its_own_part_of_the_range():
+    """36 degrees for each of five; not so if drawn from the whole range."""
+    dots = data.gaussian_classes(jax.random.key(1), 2, 2, (3, 3))
+    part = lambda stream: np.floor(np.degrees(drawn(stream).angle) / 36).tolist()
+    assert part(cl.rotated(dots, 5, rising=True)) == [0, 1, 2, 3, 4]
+    assert part(cl.rotated(dots, 5)) != [0, 1, 2, 3, 4]
+
+
 @pytest.mark.parametrize(
     ("build", "sentence"),
     [

@@ -1,0 +1,28 @@
+"""MNIST rotations, to the protocol of Lopez-Paz & Ranzato (2017).
+
+Run:    python scripts/reproduce.py gem2017/rotations --seeds 1
+Angles: task t of T draws one from [180 t/T, 180 (t + 1)/T) degrees, so they rise, as in the authors' code.
+"""
+
+import functools
+
+from bptoolkit import continual as cl
+from bptoolkit import data
+from experiments.published import gem
+
+PUBLISHED = {
+    "single": (0.531, -0.090, 0.425),
+    "EWC": (0.546, -0.205, 0.552),
+    "multimodal": (0.759, -0.024, 0.018),
+    "GEM": (0.861, 0.005, 0.665),
+}
+RATES = {"single": 0.003, "GEM": 0.1}
+
+stream = functools.cache(lambda: cl.online(cl.rotated(data.mnist(), gem.TASKS, rising=True), gem.ROWS))
+
+TABLE = gem.table(
+    "MNIST rotations, 20 tasks: accuracy and transfer",
+    PUBLISHED,
+    lambda method, scenario: gem.experiment(stream(), method, RATES),
+    ("images are turned by bilinear interpolation, where the authors' code takes the nearest pixel",),
+)
