@@ -45,6 +45,9 @@ class Options:
     save_every: int | None = None  # updates between two checkpoints within a task; once a minute if left out
     devices: int | None = None  # CPU devices; if left out as many as the run began with, one per core for a new one
     quiet: bool = False  # no progress display
+    tensorboard: bool = False  # also write TensorBoard's event files to tensorboard/ in the run folder
+    mlflow: str | None = None  # also write to this MLflow server, or to a folder (file:///…)
+    wandb: str | None = None  # also write to this project of Weights & Biases
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,7 +147,7 @@ def execute(console: Console, name: str, question: str, module: Any, config: Any
         record,
         module.define(config),  # refuses what cannot run before anything is written
         question=question,
-        watcher=runs.display(console, quiet=options.quiet),
+        watcher=watcher_of(console, folder, options),
         again=options.again,
         save_every=options.save_every,
     )
@@ -159,6 +162,16 @@ def execute(console: Console, name: str, question: str, module: Any, config: Any
         console.print(f"{time.perf_counter() - began:.0f} s. Report: {folder / 'report.html'}", soft_wrap=True)
         console.print(f"Compiled programs are kept in {cache_folder()}.", soft_wrap=True, highlight=False)
     return 0
+
+
+def watcher_of(console: Console, folder: Path, options: Options) -> runs.Watcher:
+    """The display, and whom the flags name; a package that is missing is told before anything is written."""
+    return runs.together(
+        *([runs.writers.tensorboard(folder / "tensorboard")] if options.tensorboard else []),
+        *([runs.writers.mlflow(options.mlflow)] if options.mlflow is not None else []),
+        *([runs.writers.wandb(options.wandb, folder)] if options.wandb is not None else []),
+        runs.display(console, quiet=options.quiet),
+    )
 
 
 def diverged(results: Any) -> list[str]:

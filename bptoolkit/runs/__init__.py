@@ -6,7 +6,9 @@ In short:
     load_results(outcome.folder);  load_params(outcome.folder);  load_log(outcome.folder)
 """
 
+from bptoolkit.runs import writers
 from bptoolkit.runs.compare import differences, surroundings
+from bptoolkit.runs.comparison import write_comparison
 from bptoolkit.runs.display import display
 from bptoolkit.runs.figures import save_figures
 from bptoolkit.runs.interrupt import Interrupted
@@ -59,5 +61,7 @@ __all__ = [
     "terminal_table",
     "together",
     "unwatched",
+    "write_comparison",
     "write_report",
+    "writers",
 ]

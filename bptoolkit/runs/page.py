@@ -9,8 +9,7 @@ import hashlib
 from importlib.resources import files
 from typing import Any, NamedTuple
 
-from bptoolkit.runs.figures import Drawn
-from bptoolkit.runs.figures.look import compact_svg, darkened
+from bptoolkit.runs.figures.look import Drawn, compact_svg, darkened
 from bptoolkit.runs.tables import Grid
 
 __all__ = ["Picture", "picture", "render", "without_lone"]

@@ -16,7 +16,7 @@ from bptoolkit.runs.tables import Grid, grids, markdown_tables, remarks, seeds
 if TYPE_CHECKING:
     import xarray
 
-__all__ = ["REPORT", "facts", "recorded", "write_report", "write_tables"]
+__all__ = ["REPORT", "facts", "recorded", "title", "write_report", "write_tables"]
 
 REPORT = "report.html"
 CAPTIONS = {

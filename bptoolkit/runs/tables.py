@@ -135,13 +135,18 @@ def grids(summary: dict[str, Any]) -> list[Grid]:
     """The tables of a summary: results, settling (only nets that settle, and only if there are any), cost."""
     settling = [row for row in summary["rows"] if row["settling"] is not None]
     rows = {"Results": summary["rows"], "Settling": settling, "Cost": summary["rows"]}
-    shown = {title: LABELS + columns for title, columns in TABLES.items() if title != "Settling" or settling}
+    shown = (title for title in TABLES if title != "Settling" or settling)
+    return numbered({title: (LABELS + TABLES[title], rows[title]) for title in shown})
+
+
+def numbered(tables: dict[str, tuple[list[Column], list[Row]]]) -> list[Grid]:
+    """Tables by title, of columns and rows, whose notes are numbered through in order of appearance."""
     cells = {
-        title: [[column.show(row) for column in columns] for row in rows[title]] for title, columns in shown.items()
+        title: [[column.show(row) for column in columns] for row in rows] for title, (columns, rows) in tables.items()
     }
     every = itertools.chain.from_iterable(itertools.chain(*cells.values()))
-    notes = list(dict.fromkeys(cell.note for cell in every if cell.note))  # in order of appearance
-    return [Grid(title, columns, cells[title], notes) for title, columns in shown.items()]
+    notes = list(dict.fromkeys(cell.note for cell in every if cell.note))
+    return [Grid(title, columns, cells[title], notes) for title, (columns, _) in tables.items()]
 
 
 def remarks(summary: dict[str, Any], drawn: list[Grid]) -> list[str]:
@@ -151,13 +156,18 @@ def remarks(summary: dict[str, Any], drawn: list[Grid]) -> list[str]:
         half_width if summary["seeds"] > 1 else "One seed: there are no intervals.",
         "Accuracies are per cent of test rows; forgetting, transfer and gap are percentage points.",
         "FLOPs are of one prediction; ms is per 1000 predictions; the other times are seconds.",
-        *(f"{superscript(i)} {note}." for i, note in enumerate(drawn[0].notes, start=1)),
+        *marks(drawn),
     ]
-    if any(cell.alarm for grid in drawn for row in grid.cells for cell in row):
-        lines.append(ALARM)
     if summary["not_run"]:
         lines.append(f"Not run: {', '.join('/'.join(names) for names in summary['not_run'])}.")
     return lines
+
+
+def marks(drawn: list[Grid]) -> list[str]:
+    """The numbered reasons, and the alarm if any cell raises it."""
+    alarm = any(cell.alarm for grid in drawn for row in grid.cells for cell in row)
+    notes = [f"{superscript(i)} {note}." for i, note in enumerate(drawn[0].notes, start=1)]
+    return notes + [ALARM] * alarm
 
 
 def seeds(summary: dict[str, Any]) -> str:

@@ -1,5 +1,6 @@
 """The command line: what it runs, what it keeps, and what bad input gets."""
 
+import importlib.util
 import json
 import os
 import subprocess
@@ -45,12 +46,20 @@ def test_help_shows_the_fields_of_the_experiment_and_of_the_run(command, tmp_pat
 
 @pytest.mark.slow
 def test_a_run_is_kept_found_again_and_repeats_bit_for_bit(command, tmp_path):
-    first = command("split_digits", *TINY, cwd=tmp_path)
+    first = command("split_digits", *TINY, "--tensorboard", cwd=tmp_path)
     assert first.returncode == 0, first.stderr
     (folder,) = (tmp_path / "runs").iterdir()
     kept = {path.name for path in folder.iterdir()} - {".lock"}
     record, results = {"config.json", "environment.json", "log.jsonl"}, {"results.nc", "params"}
-    assert kept == record | results | {"summary.json", "figures", "report.html"}
+    assert kept == record | results | {
+        "summary.json",
+        "tables.md",
+        "tables.tex",
+        "figures",
+        "report.html",
+        "tensorboard",
+    }
+    assert list((folder / "tensorboard" / "static" / "naive" / "class").glob("events.out.tfevents.*"))
     results = runs.load_results(folder)
     assert results["accuracy"].dims == ("net", "strategy", "scenario", "seed", "after", "on")
     assert results["accuracy"].shape == (1, 1, 1, 2, 6, 5)
@@ -92,6 +101,14 @@ def test_a_wrong_flag_is_refused(command, tmp_path):
     ran = command("split_digits", "--sedes", "3", cwd=tmp_path)
     assert ran.returncode == 2
     assert "--seeds" in ran.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(importlib.util.find_spec("wandb") is not None, reason="wandb is installed")
+def test_a_writer_whose_package_is_missing_is_refused_before_anything_is_written(command, tmp_path):
+    ran = command("split_digits", *TINY, "--wandb", "mine", cwd=tmp_path)
+    assert ran.returncode == 2
+    assert "Do: pip install bptoolkit[wandb]" in ran.stderr
     assert list(tmp_path.iterdir()) == []
 
 

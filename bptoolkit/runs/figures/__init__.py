@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from bptoolkit.runs.figures.bars import bars
 from bptoolkit.runs.figures.choose import heading, names, scenario_of, settling_nets
 from bptoolkit.runs.figures.curves import first_task, forgetting, settling
-from bptoolkit.runs.figures.look import STYLE, SVG, style
+from bptoolkit.runs.figures.look import STYLE, SVG, Drawn, style
 from bptoolkit.runs.figures.matrices import matrices
 from bptoolkit.runs.record import replacing
 from bptoolkit.runs.summary import complete, summarise
@@ -31,13 +31,6 @@ class Kind(NamedTuple):
 
     title: str
     draw: Callable[["xarray.Dataset", dict[str, Any], bool], "Figure"]
-
-
-class Drawn(NamedTuple):
-    """One figure in both layouts."""
-
-    wide: "Figure"
-    narrow: "Figure"
 
 
 KINDS = {

@@ -9,7 +9,7 @@ import io
 import re
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -42,6 +42,13 @@ STYLE: dict[Any, Any] = {
 }
 FONTS = "system-ui, 'DejaVu Sans', 'Liberation Sans', sans-serif"  # of the reader, in a page
 MANY = 10  # tasks up to which each has its number on an axis, and in a heat map
+
+
+class Drawn(NamedTuple):
+    """One figure in both layouts: wide for files and screens, narrow for a phone."""
+
+    wide: "Figure"
+    narrow: "Figure"
 
 
 def style() -> AbstractContextManager[None]:
