@@ -31,6 +31,7 @@ def said_and_printed(page: str, capsys: pytest.CaptureFixture[str]) -> list[tupl
     return pairs
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TUTORIALS)
 def test_a_tutorial_prints_what_it_says(name, as_a_user_has_it, capsys):
     pairs = said_and_printed((FOLDER / f"{name}.md").read_text("utf-8"), capsys)
