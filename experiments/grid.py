@@ -9,6 +9,7 @@ import optax
 from bptoolkit import continual as cl
 from bptoolkit import fixed_point as fp
 from bptoolkit import learning, models
+from bptoolkit.runs.fields import Amount, Count, check_fields
 from bptoolkit.types import Dataset, Model
 
 Net = Literal["static", "recurrent"]
@@ -24,19 +25,22 @@ class Grid:
     scenario: tuple[Literal["class", "domain", "task"], ...] = ("class",)  # what the net must tell
     nets: tuple[Net, ...] = ("static", "recurrent")
     strategies: tuple[Strategy, ...] = ("naive", "ewc", "replay", "joint")
-    classes_per_task: int = 2
-    hidden: tuple[int, ...] = (100,)  # layers of the static net
-    units: int = 57  # of the recurrent net; the default has as many weights as the static one
+    classes_per_task: Count = 2
+    hidden: tuple[Count, ...] = (100,)  # layers of the static net
+    units: Count = 57  # of the recurrent net; the default has as many weights as the static one
     activation: Literal["sigmoid", "tanh", "relu"] = "sigmoid"  # of the recurrent net
-    steps: int = 200  # updates per task
-    batch: int = 32  # rows per update
-    rate: float = 2e-3  # of Adam
-    strength: float = 1e3  # of EWC, with the mean Fisher information and the factor ½
+    steps: Count = 200  # updates per task
+    batch: Count = 32  # rows per update
+    rate: Amount = 2e-3  # of Adam
+    strength: Amount = 1e3  # of EWC, with the mean Fisher information and the factor ½
     fisher: Literal["exact", "sampled", "empirical"] = "exact"
-    samples: int | None = 256  # rows of a task that the Fisher information is taken over; None for all
-    per_class: int = 20  # rows of each class that replay keeps
-    tolerance: float = 1e-3  # relative error at which a relaxation ends, forward and backward
-    settle_steps: int = 60  # allowed to a relaxation
+    samples: Count | None = 256  # rows of a task that the Fisher information is taken over; None for all
+    per_class: Count = 20  # rows of each class that replay keeps
+    tolerance: Amount = 1e-3  # relative error at which a relaxation ends, forward and backward
+    settle_steps: Count = 60  # allowed to a relaxation
+
+    def __post_init__(self):
+        check_fields(self)
 
 
 def grid(dataset: Dataset, config: Grid) -> dict[str, cl.Experiment]:

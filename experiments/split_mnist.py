@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from bptoolkit import data
 from bptoolkit.continual import Experiment
+from bptoolkit.runs.fields import Amount, Count
 from experiments.grid import Grid, grid
 
 
@@ -16,13 +17,13 @@ from experiments.grid import Grid, grid
 class Config(Grid):
     """Split MNIST: 5 tasks × 2 classes."""
 
-    hidden: tuple[int, ...] = (400, 400)
-    units: int = 400
-    steps: int = 100
-    batch: int = 128
-    rate: float = 1e-3
-    per_class: int = 100
-    limit: int | None = None  # rows of the training and of the test part; all if left out
+    hidden: tuple[Count, ...] = (400, 400)
+    units: Count = 400
+    steps: Count = 100
+    batch: Count = 128
+    rate: Amount = 1e-3
+    per_class: Count = 100
+    limit: Count | None = None  # rows of the training and of the test part; all if left out
 
 
 def define(config: Config = Config()) -> dict[str, Experiment]:

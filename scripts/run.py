@@ -29,8 +29,10 @@ sys.path.insert(0, str(ROOT))
 
 from bptoolkit import runs  # noqa: E402  (the experiments lie beside this folder, not in a package)
 from bptoolkit.runs.devices import cache_folder, prepare  # noqa: E402
+from bptoolkit.runs.fields import Count, Range, check_fields  # noqa: E402
 
 EXPERIMENTS = ROOT / "experiments"
+Devices = Annotated[int, Range(1, 1024)]
 WIDTH = 110  # of tables that go to a file or a pipe
 
 
@@ -38,12 +40,12 @@ WIDTH = 110  # of tables that go to a file or a pipe
 class Options:
     """How to run it."""
 
-    seeds: int = 10  # nets per combination, numbered from 0
-    key: int = 0  # of all randomness
+    seeds: Count = 10  # nets per combination, numbered from 0
+    key: Annotated[int, Range(0)] = 0  # of all randomness
     runs: Path = Path("runs")  # where run folders are made
     again: bool = False  # start anew even if this very run is there, finished or not
-    save_every: int | None = None  # updates between two checkpoints within a task; once a minute if left out
-    devices: int | None = None  # CPU devices; if left out as many as the run began with, one per core for a new one
+    save_every: Count | None = None  # updates between two checkpoints within a task; once a minute if left out
+    devices: Devices | None = None  # CPU devices; if left out as many as the run began with, one per core for a new one
     quiet: bool = False  # no progress display
     tensorboard: bool = False  # also write TensorBoard's event files to tensorboard/ in the run folder
     mlflow: str | None = None  # also write to this MLflow server, or to a folder (file:///…)
@@ -56,7 +58,7 @@ class Repeat:
 
     source: Annotated[Path, tyro.conf.arg(name="from")]  # its folder, which is only read
     into: Path | None = None  # the folder of the repetition; one that is removed afterwards if left out
-    devices: int | None = None  # CPU devices; as many as the run had if left out
+    devices: Devices | None = None  # CPU devices; as many as the run had if left out
     quiet: bool = False  # no progress display
 
 
@@ -73,7 +75,7 @@ def main(arguments: list[str]) -> int:
             return 0
         module = importlib.import_module(f"experiments.{name}")
         config, options = parse(name, question, module, arguments[1:])
-        check_options(options)
+        check_fields(options)
         return execute(console, name, question, module, config, options)
     except runs.Interrupted as error:
         tell_error(f"{escape(str(error))} The same command goes on from there.")
@@ -122,14 +124,6 @@ def parse(name: str, question: str, module: Any, arguments: list[str]) -> tuple[
     )
     flags = tyro.cli(both, prog=f"run.py {name}", description=question, args=arguments)
     return flags.config, flags.options
-
-
-def check_options(options: Options) -> None:
-    """Raise unless there is something to run, and to run it on."""
-    given = {"seeds": options.seeds, "devices": options.devices, "save-every": options.save_every}
-    for name, value in given.items():
-        if value is not None and value < 1:
-            raise ValueError(f"--{name} must be at least 1, got {value}.")
 
 
 def execute(console: Console, name: str, question: str, module: Any, config: Any, options: Options) -> int:

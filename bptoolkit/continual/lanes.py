@@ -6,7 +6,7 @@ The numbers of a lane are traced, so that a whole grid is one program.
 """
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 import jax
@@ -16,7 +16,9 @@ import numpy as np
 from bptoolkit.continual.experiment import Experiment, Hyper
 from bptoolkit.types import Key, PyTree
 
-__all__ = ["Grid", "Lanes", "make_lanes", "points"]
+__all__ = ["Grid", "Lanes", "make_lanes", "points", "seed_numbers"]
+
+SEEDS_MOST = 100_000
 
 Grid: TypeAlias = Mapping[str, Sequence[Any]]
 
@@ -46,7 +48,7 @@ def make_lanes(experiment: Experiment, grid: Grid, key: Key, seeds: int | Sequen
     Raises:
         ValueError: no seeds, or the same twice; a grid over a number that the experiment does not have, or of none.
     """
-    names, found = _seed_numbers(seeds), points(experiment, grid)
+    names, found = seed_numbers(seeds), points(experiment, grid)
     hypers = tuple({**experiment.hyper, **dict(zip(grid, point, strict=True))} for point in found)
     each = [hyper for hyper in hypers for _ in names]
     stacked = jax.tree.map(lambda *leaves: jnp.asarray(np.stack([np.asarray(leaf) for leaf in leaves])), *each)
@@ -74,8 +76,20 @@ def points(experiment: Experiment, grid: Grid) -> tuple[tuple[Any, ...], ...]:
     return tuple(itertools.product(*grid.values()))
 
 
-def _seed_numbers(seeds: int | Sequence[int]) -> tuple[int, ...]:
-    names = tuple(range(seeds)) if isinstance(seeds, int) else tuple(int(s) for s in seeds)
-    if not names or min(names) < 0 or len(set(names)) < len(names):
-        raise ValueError(f"seeds must be a positive number, or different whole numbers from 0, got {seeds}.")
-    return names
+def seed_numbers(seeds: int | Sequence[int]) -> tuple[int, ...]:
+    """The seeds by number: 0, 1, … for how many, or those that are named.
+
+    Raises:
+        ValueError: none, more than `SEEDS_MOST`, the same twice, or what is no whole number from 0 below 2³².
+    """
+    listed = isinstance(seeds, Iterable) and not isinstance(seeds, str | Mapping)
+    names = range(seeds) if _is_whole(seeds) else tuple(seeds) if listed else ()
+    if names[SEEDS_MOST:]:
+        raise ValueError(f"seeds must be at most {SEEDS_MOST:,} nets in one run. Split them over several runs.")
+    if not names or not all(_is_whole(s) and 0 <= s < 2**32 for s in names) or len(set(names)) < len(names):
+        raise ValueError(f"seeds must be a positive number, or different whole numbers from 0, got {seeds!r}.")
+    return tuple(int(s) for s in names)
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int | np.integer) and not isinstance(value, bool)

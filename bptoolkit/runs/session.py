@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import jax
 
 from bptoolkit.continual.experiment import Experiment
+from bptoolkit.continual.lanes import seed_numbers
 from bptoolkit.continual.run import Moment, RunState, run
 from bptoolkit.continual.streams import Stream
 from bptoolkit.runs.checkpoint import load_state, require_same, save_state
@@ -96,6 +97,7 @@ def carry_out(
         ValueError: an experiment that cannot run; then nothing is written.
     """
     folder, config = Path(folder), plain(config)
+    _check_request(config, experiments)
     for name, experiment in experiments.items():
         _check_name(name)
         experiment.check()
@@ -202,6 +204,18 @@ def _gathered(folder: Path, experiments: Mapping[str, Experiment], question: str
 def _chance(stream: Stream) -> float:
     """Accuracy of guessing among the outputs in play."""
     return 1 / (stream.classes_per_task if stream.scenario == "task" else stream.outputs)
+
+
+def _check_request(config: Mapping[str, Any], experiments: Mapping[str, Experiment]) -> None:
+    """Raise unless there is something to run, seeds to run it with, and a key."""
+    if not experiments:
+        raise ValueError("A run needs at least one experiment, got none. Name a net, a strategy and a scenario.")
+    if missing := {"seeds", "key"} - set(config):
+        raise ValueError(f"A run's configuration must give seeds and key, got no {' and no '.join(sorted(missing))}.")
+    seed_numbers(config["seeds"])
+    key = config["key"]
+    if not isinstance(key, int) or isinstance(key, bool) or not 0 <= key < 2**32:
+        raise ValueError(f"key must be a whole number from 0 below 2³², got {key!r}.")
 
 
 def _check_name(name: str) -> None:

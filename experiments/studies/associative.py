@@ -32,7 +32,7 @@ from bptoolkit.fixed_point.solve import norm
 from bptoolkit.fixed_point.stability import symmetric
 from bptoolkit.learning.fit import Progress, train
 from bptoolkit.models.activations import sigmoid
-from bptoolkit.runs.figures import COLOURS, panels
+from bptoolkit.runs.figures.look import COLOURS, panels
 from bptoolkit.types import Batch, Cell, Model
 
 QUESTION = (

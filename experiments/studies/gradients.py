@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from bptoolkit import fixed_point as fp
-from bptoolkit.runs.figures import COLOURS, panels
+from bptoolkit.runs.figures.look import COLOURS, panels
 
 QUESTION = "How near to the true gradient does each adjoint come, for how many products with the Jacobian?"
 

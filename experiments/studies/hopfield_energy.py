@@ -20,7 +20,7 @@ from jax import lax
 from bptoolkit import fixed_point as fp
 from bptoolkit import models
 from bptoolkit.fixed_point.stability import symmetric
-from bptoolkit.runs.figures import COLOURS, panels
+from bptoolkit.runs.figures.look import COLOURS, panels
 from bptoolkit.runs.proportion import wilson
 
 QUESTION = "Does the energy of a Hopfield net ever rise while it settles, and how often does Picard fall into a cycle?"

@@ -26,7 +26,7 @@ import optax
 from bptoolkit import fixed_point as fp
 from bptoolkit import learning, models
 from bptoolkit.learning.fit import Progress, train
-from bptoolkit.runs.figures import COLOURS, panels
+from bptoolkit.runs.figures.look import COLOURS, panels
 from bptoolkit.runs.proportion import wilson
 from bptoolkit.types import Batch, Model
 from experiments.studies.parity import parity

@@ -26,7 +26,7 @@ from bptoolkit.learning.fit import Progress, train
 from bptoolkit.learning.learner import rows_of
 from bptoolkit.learning.losses import correct
 from bptoolkit.learning.sampling import positions
-from bptoolkit.runs.figures import COLOURS, panels
+from bptoolkit.runs.figures.look import COLOURS, panels
 from bptoolkit.runs.summary import interval
 from bptoolkit.types import Batch, Dataset, Model, Rows
 

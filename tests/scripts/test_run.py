@@ -77,13 +77,13 @@ def test_a_run_is_kept_found_again_and_repeats_bit_for_bit(command, tmp_path):
 
 BAD = {
     "unknown name": (["split_digit"], "Nearest: split_digits"),
-    "no seeds": (["split_digits", "--seeds", "0"], "--seeds must be at least 1"),
-    "negative strength": (["split_digits", "--strength", "-1"], "strength must be at least 0"),
+    "no seeds": (["split_digits", "--seeds", "0"], "seeds must be a whole number of at least 1"),
+    "negative strength": (["split_digits", "--strength", "-1"], "strength must be a finite number of at least 0"),
     "no steps": (["split_digits", "--steps", "0"], "steps must be a whole number of at least 1"),
     "too many classes": (["split_digits", "--classes-per-task", "11"], "classes_per_task must be in 1 … 10"),
-    "no replay rows": (["split_digits", "--per-class", "0"], "per_class must be at least 1"),
-    "no units": (["split_digits", "--units", "0"], "sizes of one or more"),
-    "no devices": (["split_digits", "--devices", "0"], "--devices must be at least 1"),
+    "no replay rows": (["split_digits", "--per-class", "0"], "per_class must be a whole number of at least 1"),
+    "no units": (["split_digits", "--units", "0"], "units must be a whole number of at least 1"),
+    "no devices": (["split_digits", "--devices", "0"], "devices must be a whole number of at least 1"),
 }
 
 
