@@ -23,6 +23,7 @@ from bptoolkit.types import Batch, Info, Key, Memory, Params, PyTree
 __all__ = ["herd", "icarl"]
 
 CHUNK = 512  # rows whose features are computed at once
+FARTHEST = -8.0  # below −‖φ − μ‖² of any two vectors of length one: the score of a class without exemplars
 
 
 class Exemplars(NamedTuple):
@@ -30,7 +31,7 @@ class Exemplars(NamedTuple):
 
     inner: Memory
     rows: Batch
-    means: Float[Array, "k f"]  # nearest-mean scores need only these
+    means: Float[Array, "k f"]  # of each class's exemplars
     old_net: Params
     known: Bool[Array, "k"]  # classes of the tasks behind
     current: Bool[Array, "k"]  # and of this one, as far as seen
@@ -104,7 +105,8 @@ def icarl(per_class: int, *, temperature: Float[Array, ""] | float = 2.0):
             """By nearest mean; by the net where there are no exemplars yet."""
             logits, info = learner.predict(memory.inner, params, batch)
             near = nearest(memory.means.astype(logits.dtype), memory.known, see(params, batch.x))
-            return jnp.where(jnp.any(memory.known), near.astype(logits.dtype), logits), info
+            near = jnp.maximum(near, FARTHEST).astype(logits.dtype)  # finite, as logits are
+            return jnp.where(jnp.any(memory.known), near, logits), info
 
         return around(learner, init=init, gradient=gradient, end_task=end_task, predict=predict)
 
@@ -165,3 +167,4 @@ def _check_new_classes(spec: StreamSpec) -> None:
 
 
 EXAMPLES = {"icarl": icarl(2)}
+SCENARIOS = {"icarl": ("class", "task")}
