@@ -77,7 +77,8 @@ def generative_replay(
             wanted = batch.x.shape[0] if rows is None else rows
             dreamt = generated(net, memory, batch, wanted, dream_key)
             share = 1 / (memory.tasks + 1).astype(batch.weight.dtype)
-            labelled = concatenate(*(_for_head(learner, memory, dreamt, h) for h in range(memory.active.shape[0])))
+            logits, _ = learner.predict(memory.inner, memory.old_net, dreamt)
+            labelled = concatenate(*(_for_head(memory, dreamt, logits, h) for h in range(memory.active.shape[0])))
             mixed = concatenate(weigh(batch, share), weigh(labelled, 1 - share))
             grads, info, inner = learner.gradient(memory.inner, params, mixed, inner_key)
 
@@ -112,10 +113,9 @@ def generated(net: Vae, memory: Dream, batch: Batch, rows: int, key: Key) -> Bat
     )
 
 
-def _for_head(learner: Learner, memory: Dream, rows: Batch, head: int) -> Batch:
+def _for_head(memory: Dream, rows: Batch, logits: Float[Array, "b k"], head: int) -> Batch:
     """The rows with the old net's largest output among those of a head; weight 0 where no task behind had it."""
     rows = rows._replace(active=jnp.broadcast_to(memory.active[head], rows.active.shape))
-    logits, _ = learner.predict(memory.inner, memory.old_net, rows)
     label = jnp.argmax(jnp.where(rows.active, logits, -jnp.inf), axis=1)
     target = jax.nn.one_hot(label, rows.target.shape[1], dtype=rows.target.dtype)
     return rows._replace(target=target, weight=jnp.where(head < memory.tasks, rows.weight, 0))
