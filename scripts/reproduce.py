@@ -36,7 +36,7 @@ from bptoolkit.runs.record import read_json, write_json  # noqa: E402
 
 TABLES = ROOT / "experiments" / "published"
 RECORDED = ("command", "machine", "devices", "source")
-CALIBRATION = 30  # updates timed, after as many to warm up
+CALIBRATION = 30  # updates timed of each task but the first
 
 
 @dataclasses.dataclass(frozen=True)
@@ -199,12 +199,16 @@ def experiment(table: Table, job: Job) -> Experiment:
 
 
 def calibrate(table: Table, job: Job) -> float:
-    """Seconds that plain training of one seed will take, from a few updates of it."""
+    """Seconds that plain training of one seed will take, tests included, from a few updates a task of it."""
     plain = next(iter(table.published))
     made = experiment(table, job._replace(method=plain))
-    few = dataclasses.replace(made, steps=CALIBRATION)
-    cost = cl.run(few, jax.random.key(0), seeds=len(job.seeds)).cost
-    return cost.seconds / len(job.seeds) * made.steps / CALIBRATION
+    few, stamps = dataclasses.replace(made, steps=CALIBRATION), []
+    stamp = lambda moment, state: stamps.append(time.perf_counter())
+    cl.run(few, jax.random.key(0), seeds=len(job.seeds), on_progress=stamp, on_task=stamp)
+    trained, tested = np.array(stamps[::2]), np.array(stamps[1::2])  # in turn, for every task
+    update = float(np.median(trained[1:] - tested[:-1])) / CALIBRATION
+    test = float(np.median(tested - trained))
+    return (made.stream.tasks * (made.steps * update + test) + test) / len(job.seeds)
 
 
 def report(table: Table, options: Options, folder: Path) -> None:
