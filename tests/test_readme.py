@@ -17,28 +17,38 @@ from bptoolkit.learning.learner import rows_of
 ROOT = Path(__file__).parents[1]
 
 
-def first_example(page: str) -> str:
-    found = re.search(r"^```python\n(.*?)^```", (ROOT / page).read_text("utf-8"), re.MULTILINE | re.DOTALL)
-    assert found is not None, f"{page} has no ```python block."
-    return found[1]
+def example(page: str, place: int = 0) -> str:
+    """One of the ```python blocks of a page."""
+    found = re.findall(r"^```python\n(.*?)^```", (ROOT / page).read_text("utf-8"), re.MULTILINE | re.DOTALL)
+    assert place < len(found), f"{page} has {len(found)} ```python blocks."
+    return found[place]
 
 
 @pytest.mark.slow
 def test_the_first_example_of_the_readme_runs_from_an_empty_folder(tmp_path):
     """It prints one line for each of its nets, which begins with the net's name."""
-    example = first_example("README.md")
-    (tmp_path / "example.py").write_text(example, "utf-8")
+    text = example("README.md")
+    (tmp_path / "example.py").write_text(text, "utf-8")
     ran = subprocess.run([sys.executable, "example.py"], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert ran.returncode == 0, ran.stderr
-    names = re.findall(r'^(?:nets = {)?\s*"(\w+)":', example, re.MULTILINE)
+    names = re.findall(r'^(?:nets = {)?\s*"(\w+)":', text, re.MULTILINE)
     assert names
     assert re.findall(r"^[a-z]+", ran.stdout, re.MULTILINE) == names
+
+
+def test_the_solver_in_the_readme_settles_and_has_a_gradient(capsys):
+    """∂/∂w of Σ z* is not zero anywhere, for z* = tanh(w z* + 1) has no unit at rest."""
+    names = {}
+    exec(example("README.md", 1), names)
+    assert capsys.readouterr().out.startswith("CONVERGED ")
+    assert names["gradient"].shape == (8, 8)
+    assert jnp.all(names["gradient"] != 0)
 
 
 def test_the_strategy_in_the_docs_adds_what_it_says(key):
     """∂/∂θ of ½ s ‖θ‖² is s θ, on top of the learner's own gradient."""
     names = {}
-    exec(first_example("docs/index.md"), names)
+    exec(example("docs/index.md"), names)
     plain = learning.backprop(models.mlp(4, 3))
     params = plain.model.init(key)
     made = data.gaussian_classes(jax.random.key(1), classes=3, rows=2, features=4)
