@@ -1,8 +1,11 @@
-"""Write the README's tables from the committed results, or check that they are current.
+"""Write the tables of README and docs from the committed results, or check that they are current.
 
-python scripts/readme.py                          write the tables anew from experiments/results/
-python scripts/readme.py --adopt runs/NAME        first commit a run's summary and figure as the results shown
-python scripts/readme.py --check                  exit 1 where the README is stale
+python scripts/readme.py                          write all tables anew from experiments/results/
+python scripts/readme.py --adopt runs/NAME        first commit a run's summary and figures as the results shown
+python scripts/readme.py --check                  exit 1 where a page is stale
+
+A table stands between `<!-- results: NAME -->` and `<!-- end of results -->`, on a line each; NAME.json is made into it
+by `committed_tables.TABLES`.
 """
 
 import json
@@ -12,38 +15,67 @@ import sys
 from pathlib import Path
 
 import tyro
+from committed_tables import TABLES
 
 from bptoolkit import runs
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "experiments" / "results"
-README = ROOT / "README.md"
-SECTION = r"(<!-- results: (\w+) -->\n).*?(<!-- end of results -->)"
+OPENS, ENDS = "<!-- results:", "<!-- end of results -->"
+SECTION = rf"({OPENS} (\w+) -->\n).*?({ENDS})"
 RECORDED = ("command", "started", "python", "machine", "devices", "source")
 
 
 def main(adopt: Path | None = None, check: bool = False) -> int:
-    """The README's tables.
+    """The tables of README and docs.
 
     Args:
-        adopt: a run folder whose summary and figure are to be shown.
-        check: change nothing, fail where the README is stale.
+        adopt: a run folder whose summary and figures are to be shown.
+        check: change nothing, fail where a page is stale.
     """
-    if adopt is not None:
-        keep(adopt)
-    old = README.read_text("utf-8")
-    new = re.sub(SECTION, section, old, flags=re.DOTALL)
-    if not check:
-        README.write_text(new, "utf-8")
-    elif new != old:
-        print("README.md does not show experiments/results/. Run: python scripts/readme.py", file=sys.stderr)
-        return 1
-    return 0
+    try:
+        if adopt is not None:
+            keep(adopt)
+        stale = [page for page in pages() if refresh(page, check)]
+    except (ValueError, runs.RunError) as error:
+        print(f"Error: {error}", file=sys.stderr)
+        return 2
+    for page in stale if check else []:
+        print(
+            f"{page.relative_to(ROOT)} does not show experiments/results/. Run: python scripts/readme.py",
+            file=sys.stderr,
+        )
+    return int(check and bool(stale))
+
+
+def pages() -> list[Path]:
+    """README.md, and every page under docs/ that has a table of results."""
+    docs = (page for page in sorted((ROOT / "docs").rglob("*.md")) if "_build" not in page.parts)
+    return [ROOT / "README.md", *(page for page in docs if OPENS in page.read_text("utf-8"))]
+
+
+def refresh(page: Path, check: bool) -> bool:
+    """Whether the page was stale; unless `check`, it no longer is."""
+    old = page.read_text("utf-8")
+    new, made = re.subn(SECTION, section, old, flags=re.DOTALL)
+    if not made == old.count(OPENS) == old.count(ENDS):
+        raise ValueError(
+            f"Each '{OPENS} NAME -->' of {page.relative_to(ROOT)} must have its '{ENDS}', got {old.count(OPENS)} and "
+            f"{old.count(ENDS)}, {made} of them in pairs."
+        )
+    if new != old and not check:
+        page.write_text(new, "utf-8")
+    return new != old
 
 
 def section(found: re.Match) -> str:
-    summary = json.loads((RESULTS / f"{found[2]}.json").read_text("utf-8"))
-    return f"{found[1]}{runs.markdown_table(summary).strip()}\n{found[3]}"
+    """A table with its two lines of marking."""
+    path = RESULTS / f"{found[2]}.json"
+    if found[2] not in TABLES or not path.is_file():
+        raise ValueError(
+            f"Results must be in {RESULTS.relative_to(ROOT)}/ and one of {', '.join(TABLES)}, got {found[2]!r}."
+        )
+    return f"{found[1]}{TABLES[found[2]](json.loads(path.read_text('utf-8'))).strip()}\n{found[3]}"
 
 
 def keep(folder: Path) -> None:

@@ -57,16 +57,60 @@ def test_the_strategy_in_the_docs_adds_what_it_says(key):
     chex.assert_trees_all_close(grads[1], jax.tree.map(lambda g, p: g + jnp.asarray(0.5) * p, grads[0], params))
 
 
-@pytest.mark.parametrize("stale", [False, True])
-def test_the_tables_of_the_readme_are_those_of_the_committed_results(stale, tmp_path):
-    """The check passes on the page as it is, and fails on one with a figure changed."""
-    for part in ("README.md", "scripts/readme.py", "experiments/results"):
-        source, copy = ROOT / part, tmp_path / part
-        copy.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copytree(source, copy) if source.is_dir() else shutil.copy(source, copy)
-    if stale:
-        page = (tmp_path / "README.md").read_text("utf-8")
-        (tmp_path / "README.md").write_text(page.replace("| 7,510 |", "| 7,511 |", 1), "utf-8")
-    command = [sys.executable, "scripts/readme.py", "--check"]
-    ran = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert ran.returncode == int(stale), ran.stderr
+@pytest.fixture(scope="module")
+def checked(tmp_path_factory):
+    """Checks a copy of the pages, of which one may be changed, against the committed results."""
+
+    def check(page=None, change=lambda text: text):
+        folder = tmp_path_factory.mktemp("copy")
+        for part in ("README.md", "docs", "scripts", "experiments/results"):
+            source, copy = ROOT / part, folder / part
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copytree(source, copy) if source.is_dir() else shutil.copy(source, copy)
+        if page is not None:
+            before = (folder / page).read_text("utf-8")
+            (folder / page).write_text(change(before), "utf-8")
+            assert (folder / page).read_text("utf-8") != before
+        command = [sys.executable, "scripts/readme.py", "--check"]
+        return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+
+    return check
+
+
+def test_the_tables_of_readme_and_docs_are_those_of_the_committed_results(checked):
+    ran = checked()
+    assert ran.returncode == 0, ran.stderr
+
+
+@pytest.mark.parametrize(
+    ("page", "change"),
+    [
+        ("README.md", lambda text: text.replace("| 7,510 |", "| 7,511 |", 1)),
+        ("README.md", lambda text: text.replace("seeds of that net peak at", "seeds peak at", 1)),
+        (
+            "docs/fixed_points.md",
+            lambda text: re.sub(r"(results: stopping -->.*?\| )\d", r"\g<1>9", text, flags=re.DOTALL),
+        ),
+    ],
+)
+def test_a_page_with_a_figure_changed_is_stale(checked, page, change):
+    ran = checked(page, change)
+    assert ran.returncode == 1, ran.stderr
+    assert f"{page} does not show experiments/results/" in ran.stderr
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (
+            lambda text: text.replace("results: split_digits", "results: split_digit"),
+            "one of split_digits, .*got 'split_digit'",
+        ),
+        (lambda text: text.replace("<!-- end of results -->", "", 1), "must have its '<!-- end of results -->'"),
+    ],
+)
+def test_a_place_that_cannot_be_filled_is_one_sentence(checked, change, sentence):
+    ran = checked("README.md", change)
+    assert ran.returncode == 2
+    assert re.search(sentence, ran.stderr)
+    assert len(ran.stderr.splitlines()) == 1

@@ -1,0 +1,67 @@
+"""What README and docs show of committed results: Markdown made of the JSON in experiments/results/, by its name."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+from bptoolkit import runs
+
+Report = dict[str, Any]
+STOPPING = {  # as in the JSON → as in the page
+    "bptoolkit damping 0.0": "`picard()`",
+    "bptoolkit damping 0.5": "`damped(0.5)`",
+    "bptoolkit damping 0.9": "`damped(0.9)`",
+    "bptoolkit damping 0.0, every 3": "`picard()`, judged every third step",
+    "bptoolkit anderson": "`anderson()`",
+    "bptoolkit broyden": "`broyden()`",
+    "bptoolkit chebyshev": "`chebyshev()`",
+    "bptoolkit default": "nothing said (`settle`)",
+}
+
+
+def stopping(report: Report) -> str:
+    """Of scripts/study_stopping.py: shares of wrong results among those called converged."""
+    head = ["", "converged", "off by > 3 (%)", "by > 10 (%)", "reachable but missed (%)"]
+    named = {STOPPING.get(name) or str(name): row for name, row in report["methods"].items()}
+    shares = lambda row: [per_cent(row[key]) for key in ("wrong_3", "wrong_10", "missed")]
+    return table(head, [[name, str(row["converged"]), *shares(row)] for name, row in named.items()])
+
+
+def bench_forgetting(report: Report) -> str:
+    """Of scripts/bench_forgetting.py: the runner beside its bare products, memory, small nets, imports."""
+    mnist, memory = report["split_mnist"], report["memory"]
+    best = {
+        devices: min(
+            row["microseconds_per_step_and_seed"]
+            for row in report["small"]
+            if row["seeds"] == 10 and row["layout"].startswith(f"{devices} ")
+        )
+        for devices in (1, 2)
+    }
+    lines = [
+        f"Split MNIST, 784-400-400-10, batch 128, Adam, {mnist['updates']:,} updates with evaluation: "
+        f"{mnist['ratio']:.2f} times as long as\n  its products alone, {mnist['steps_per_second']:.0f} a second.",
+        f"{memory['seeds']} seeds of that net peak at {memory['peak_resident_mib']:.0f} MiB.",
+        f"A 64-100-10 net, batch 32, 10 seeds: {best[2]:.0f} µs per update and seed on two XLA devices, "
+        f"{best[1]:.0f} µs on one.",
+        f"Importing the library takes {report['imports']['ratio']:.2f} times as long as importing jax, optax and flax.",
+    ]
+    return "\n".join(f"- {line}" for line in lines)
+
+
+def table(head: list[str], rows: list[list[str]]) -> str:
+    """GitHub Markdown: the first column to the left, numbers to the right."""
+    lines = [head, ["---", *["--:"] * (len(head) - 1)], *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def per_cent(share: float) -> str:
+    """To two decimals; empty where it was not measured."""
+    return "–" if math.isnan(share) else f"{100 * share:.2f}"
+
+
+TABLES: dict[str, Callable[[Report], str]] = {
+    "split_digits": runs.markdown_table,
+    "stopping": stopping,
+    "bench_forgetting": bench_forgetting,
+}
