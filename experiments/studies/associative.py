@@ -32,8 +32,9 @@ from bptoolkit.fixed_point.solve import norm
 from bptoolkit.fixed_point.stability import symmetric
 from bptoolkit.learning.fit import Progress, train
 from bptoolkit.models.activations import sigmoid
-from bptoolkit.runs.figures.look import COLOURS, panels
+from bptoolkit.runs.figures.look import COLOURS
 from bptoolkit.types import Batch, Cell, Model
+from experiments.studies.canvas import canvas
 
 QUESTION = (
     "Does it matter to an associative memory by which route its gradient comes, and how near to ρ = 1 does it work?"
@@ -195,7 +196,7 @@ def radius(config: Config, model: Model, params, image):
 
 def draw(results: dict):
     """Along training: loss, wrong pixels of the answers to corrupted images, ρ, and what the gradients differ by."""
-    figure, axes = panels(2, 2, (11.0, 7.0))
+    figure, axes = canvas(2, 2, (11.0, 7.0))
     titles = {
         "loss": "mean |h − x| on the images",
         "wrong": "wrong pixels of the answer (%)",

@@ -22,9 +22,10 @@ import optax
 from bptoolkit import fixed_point as fp
 from bptoolkit import learning, models
 from bptoolkit.learning.fit import Progress, train
-from bptoolkit.runs.figures.look import COLOURS, panels
+from bptoolkit.runs.figures.look import COLOURS
 from bptoolkit.runs.summary import interval
 from bptoolkit.types import Batch, Model
+from experiments.studies.canvas import canvas
 
 QUESTION = "How much of a pattern does a settled net recall from one half, against wrong bits and number of patterns?"
 
@@ -128,7 +129,7 @@ def recall(model: Model, params, stored, noise, key) -> dict:
 
 def draw(results: dict):
     """Bits right (left) and halves wholly right (right) against the share of wrong clamped bits."""
-    figure, ((left, right),) = panels(1, 2, (10.0, 4.0))
+    figure, ((left, right),) = canvas(1, 2, (10.0, 4.0))
     for i, patterns in enumerate(dict.fromkeys(row["patterns"] for row in results["rows"])):
         rows = [row for row in results["rows"] if row["patterns"] == patterns]
         noise, look = [100 * row["noise"] for row in rows], {"color": COLOURS[i % 7], "marker": "osD^vPX"[i % 7]}

@@ -20,7 +20,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from bptoolkit import fixed_point as fp
-from bptoolkit.runs.figures.look import COLOURS, panels
+from bptoolkit.runs.figures.look import COLOURS
+from experiments.studies.canvas import canvas
 
 QUESTION = "How near to the true gradient does each adjoint come, for how many products with the Jacobian?"
 
@@ -109,7 +110,7 @@ def judged(config: Config, name: str, exact, found, steps, status) -> dict:
 def draw(results: dict):
     """Above: error against cost, with quartiles.  Below: one minus the cosine.  One column for each ρ."""
     radii = list(dict.fromkeys(row["radius"] for row in results["rows"]))
-    figure, axes = panels(2, len(radii), (5.2 * len(radii) + 1.0, 7.6), share=True)
+    figure, axes = canvas(2, len(radii), (5.2 * len(radii) + 1.0, 7.6), share=True)
     for (above, below), radius in zip(axes.T, radii, strict=True):
         for i, name in enumerate(dict.fromkeys(row["adjoint"] for row in results["rows"])):
             rows = [row for row in results["rows"] if (row["adjoint"], row["radius"]) == (name, radius)]

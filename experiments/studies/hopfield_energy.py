@@ -20,8 +20,9 @@ from jax import lax
 from bptoolkit import fixed_point as fp
 from bptoolkit import models
 from bptoolkit.fixed_point.stability import symmetric
-from bptoolkit.runs.figures.look import COLOURS, panels
+from bptoolkit.runs.figures.look import COLOURS
 from bptoolkit.runs.proportion import wilson
+from experiments.studies.canvas import canvas
 
 QUESTION = "Does the energy of a Hopfield net ever rise while it settles, and how often does Picard fall into a cycle?"
 
@@ -93,7 +94,7 @@ def risen(energy):
 
 def draw(results: dict):
     """Energy along the way in one net; share of nets in which it rose; how Picard ended."""
-    figure, ((left, middle, right),) = panels(1, 3, (13.0, 4.0))
+    figure, ((left, middle, right),) = canvas(1, 3, (13.0, 4.0))
     for i, (dt, energy) in enumerate(results["traces"].items()):
         left.plot(energy[:40], color=COLOURS[i % 7], label=f"dt = {dt}")
     left.set(xlabel="step", ylabel="E", title=f"one net, gain {results['shown']:g}")

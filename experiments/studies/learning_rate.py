@@ -26,9 +26,10 @@ import optax
 from bptoolkit import fixed_point as fp
 from bptoolkit import learning, models
 from bptoolkit.learning.fit import Progress, train
-from bptoolkit.runs.figures.look import COLOURS, panels
+from bptoolkit.runs.figures.look import COLOURS
 from bptoolkit.runs.proportion import wilson
 from bptoolkit.types import Batch, Model
+from experiments.studies.canvas import canvas
 from experiments.studies.parity import parity
 
 QUESTION = "Which learning rates does a recurrent net bear, and does it lose its stability where it fails?"
@@ -166,7 +167,7 @@ def quantiles(values) -> dict[str, list[float]]:
 
 def draw(results: dict):
     """What share of seeds solves the task at each rate, and loses its settling; then both measures along training."""
-    figure, ((left, middle, right),) = panels(1, 3, (13.0, 4.8))
+    figure, ((left, middle, right),) = canvas(1, 3, (13.0, 4.8))
     share = lambda rows, name: 100 * np.array([row[name] for row in rows]) / results["seeds"]
     for i, net in enumerate(dict.fromkeys(row["net"] for row in results["rows"])):
         rows = [row for row in results["rows"] if row["net"] == net]

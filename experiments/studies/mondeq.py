@@ -26,9 +26,10 @@ from bptoolkit.learning.fit import Progress, train
 from bptoolkit.learning.learner import rows_of
 from bptoolkit.learning.losses import correct
 from bptoolkit.learning.sampling import positions
-from bptoolkit.runs.figures.look import COLOURS, panels
+from bptoolkit.runs.figures.look import COLOURS
 from bptoolkit.runs.summary import interval
 from bptoolkit.types import Batch, Dataset, Model, Rows
+from experiments.studies.canvas import canvas
 
 QUESTION = "Does a monotone equilibrium net reach its authors' accuracy on MNIST, and what does its settling cost?"
 PUBLISHED = {1: 94.43, 40: 98.1}  # test accuracy (%) after so many epochs
@@ -141,7 +142,7 @@ def reached(accuracy: np.ndarray, goal: float) -> int | None:
 
 def draw(results: dict):
     """Test accuracy along training against the authors' figures; then the steps and products of the monotone net."""
-    figure, ((left, right),) = panels(1, 2, (10.0, 4.0))
+    figure, ((left, right),) = canvas(1, 2, (10.0, 4.0))
     for i, row in enumerate(results["rows"]):
         mean, half = 100 * np.array([interval(epoch) for epoch in np.array(row["curves"]["accuracy"]).T]).T
         epochs, look = np.arange(1, len(mean) + 1), {"color": COLOURS[i], "marker": "os"[i % 2], "markersize": 3}

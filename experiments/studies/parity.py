@@ -21,9 +21,10 @@ import optax
 from bptoolkit import fixed_point as fp
 from bptoolkit import learning, models
 from bptoolkit.learning.fit import Progress, train
-from bptoolkit.runs.figures.look import COLOURS, panels
+from bptoolkit.runs.figures.look import COLOURS
 from bptoolkit.runs.proportion import wilson
 from bptoolkit.types import Batch, Model
+from experiments.studies.canvas import canvas
 
 QUESTION = "How often does a settled net learn parity, by Almeida–Pineda or by BPTT, and a static net of its size?"
 
@@ -123,7 +124,7 @@ def draw(results: dict):
     """Left: solve rates with 95 % intervals.  Right: the share solved after so many updates."""
     bits = sorted({row["bits"] for row in results["rows"]})
     methods = list(dict.fromkeys(row["method"] for row in results["rows"]))
-    figure, ((left, right),) = panels(1, 2, (9.5, 4.0))
+    figure, ((left, right),) = canvas(1, 2, (9.5, 4.0))
     for row in results["rows"]:
         i, j = methods.index(row["method"]), bits.index(row["bits"])
         rate, (low, high) = 100 * row["solved"] / results["seeds"], 100 * np.array(row["interval"])
