@@ -30,6 +30,8 @@ class Experiment:
     replacement: draw rows independently in place of going through epochs.
     reset_optimizer: start every task with a fresh optimiser state.
     hyper: numbers that learner and optimizer are made from.
+    evaluate_every: updates between two tests of all tasks, for `Result.within`; a divisor of steps.  None tests after
+        each task only.
     """
 
     stream: Stream
@@ -40,9 +42,13 @@ class Experiment:
     replacement: bool = False
     reset_optimizer: bool = False
     hyper: Hyper = field(default_factory=dict)
+    evaluate_every: int | None = None
 
     def __post_init__(self):
         check_budget(self.steps, 1 if self.batch is None else self.batch)
+        every = self.evaluate_every
+        if every is not None and not (1 <= every <= self.steps and self.steps % every == 0):
+            raise ValueError(f"evaluate_every must divide steps, {self.steps}, got {every}.")
 
     def check(self) -> None:
         """Raise, before anything is compiled, where learner or stream cannot work with these numbers."""
@@ -91,6 +97,9 @@ class Result:
         backward; NaN for nets that do not settle.
     finite: (S, T), False where weights were NaN or infinite after that task.
     params: the weights at the end, with a leading axis of seeds.
+    within: (S, evaluations, on), test accuracies every `evaluate_every` updates, task after task; the last of a task is
+        the one after it ended.  None where only these were asked for.
+    ends: which evaluation is the last of each task.
     """
 
     accuracy: np.ndarray
@@ -102,6 +111,8 @@ class Result:
     seeds: tuple[int, ...]
     params: Params
     cost: Cost
+    within: np.ndarray | None = None
+    ends: tuple[int, ...] = ()
 
     @property
     def unconverged(self) -> np.ndarray:

@@ -99,7 +99,8 @@ def minimum_accuracy(result: Any, ends: Any = None) -> np.ndarray:
     """min-ACC: mean over j < T of the lowest accuracy on task j at any evaluation after its stage; NaN for one task.
 
     Args:
-        result: a `Result` or R, evaluated after each task; or accuracies (…, evaluations, on), with `ends`.
+        result: a `Result` or R; or accuracies (…, evaluations, on), with `ends`.  A Result that was tested within its
+            tasks is judged by all of these tests.
         ends: which evaluation is the last of each task, where there were others between; (T,), rising.
 
     Reference: De Lange, van de Ven & Tuytelaars (2023), ICLR, equation 2.
@@ -121,13 +122,13 @@ def worst_case_accuracy(result: Any, ends: Any = None) -> np.ndarray:
     return a[..., places[-1], -1] / tasks + (1 - 1 / tasks) * minimum_accuracy(result, ends)
 
 
-def stability_gap(evaluations: Any, ends: Any) -> np.ndarray:
+def stability_gap(evaluations: Any, ends: Any = None) -> np.ndarray:
     """Mean over j < T of how far task j falls below both ends of the stage that follows it, and so recovers.
 
     gap_j = min(A[end of j], A[end of j + 1]) − min of A over the evaluations between, on task j; at least 0.
 
     Args:
-        evaluations: (…, evaluations, on).
+        evaluations: a `Result` with tests within its tasks (`Experiment.evaluate_every`), or (…, evaluations, on).
         ends: (T,) which evaluation is the last of each task.  Two tasks with no evaluation between them give NaN: the
             gap was not looked for.
 
@@ -161,6 +162,9 @@ def _matrix(result: Any) -> np.ndarray:
 
 def _evaluations(result: Any, ends: Any) -> tuple[np.ndarray, np.ndarray]:
     """Accuracies (…, evaluations, on), and the place of the last evaluation of each task."""
+    within = getattr(result, "within", None)
+    if ends is None and within is not None:
+        return _evaluations(within, result.ends)
     if ends is None:
         r = _matrix(result)
         return r, np.arange(r.shape[-1])

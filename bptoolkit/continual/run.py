@@ -40,6 +40,7 @@ class RunState(NamedTuple):
     begun: tuple[Curves, ...]  # of the stretches already made of the task under way
     seconds: float  # of training and evaluation so far, without compiling
     layout: Layout
+    within: tuple[np.ndarray, ...] = ()  # (seeds, tasks): test accuracies between, and those after each finished task
 
 
 class Moment(NamedTuple):
@@ -129,7 +130,7 @@ def run_grid(
     layout = choose_layout(side_by_side, jax.device_count(), weights, learner.model.cell is not None, layout)
     lanes = filled(lanes, layout.devices or 1)
 
-    chunk = _chunk(experiment.steps)
+    chunk = experiment.evaluate_every or _chunk(experiment.steps)
     programs = Programs(experiment, chunk, layout, lanes)
     walk = _Walk(experiment, programs, learner.curriculum, chunk, on_progress)
     state = walk.start() if state is None else _taken_up(state, programs, lanes.used)
@@ -151,7 +152,7 @@ def run_grid(
     )
     costs = _priced(cost, experiment, lanes, params, state.curves)
     return {
-        point: _result(state, lanes.seeds, lanes.of_point(number), params, costs[number])
+        point: _result(state, lanes.seeds, lanes.of_point(number), params, costs[number], walk.ends())
         for number, point in enumerate(lanes.points)
     }
 
@@ -182,6 +183,7 @@ class _Walk:
         self.programs, self.curriculum, self.chunk, self.on_progress = programs, curriculum, chunk, on_progress
         self.tasks, self.steps = experiment.stream.tasks, experiment.steps
         self.total = self.made(self.tasks)
+        self.tests_between = experiment.evaluate_every is not None
 
     def made(self, tasks: int) -> int:
         """Updates of the first `tasks` stages."""
@@ -201,6 +203,8 @@ class _Walk:
             state = state._replace(progress=p.first)
         for first in range(len(state.begun) * self.chunk, rounds * self.steps, self.chunk):
             state = self.stretch(state, task, first)
+            if self.tests_between and first + self.chunk < rounds * self.steps:
+                state = self.test(state)
             if self.on_progress is not None:
                 self.on_progress(self.moment(state, state.begun[-1]), state)
         began = time.perf_counter()
@@ -213,6 +217,7 @@ class _Walk:
             finite=(*state.finite, np.asarray(finite)),
             begun=(),
             seconds=state.seconds + time.perf_counter() - began,
+            within=(*state.within, table[:, 0]) if self.tests_between else (),
         )
 
     def stretch(self, state: RunState, task: int, first: int) -> RunState:
@@ -222,6 +227,17 @@ class _Walk:
         curve = jax.tree.map(np.asarray, curve)
         seconds = state.seconds + time.perf_counter() - began
         return state._replace(progress=progress, begun=(*state.begun, curve), seconds=seconds)
+
+    def test(self, state: RunState) -> RunState:
+        """Test all tasks within one."""
+        p, began = self.programs, time.perf_counter()
+        table = np.asarray(p.evaluate(p.lanes, state.progress, p.data))
+        seconds = state.seconds + time.perf_counter() - began
+        return state._replace(within=(*state.within, table[:, 0]), seconds=seconds)
+
+    def ends(self) -> tuple[int, ...]:
+        """Which evaluation is the last of each task."""
+        return tuple(self.made(task + 1) // self.chunk - 1 for task in range(self.tasks))
 
     def moment(self, state: RunState, curves: Curves) -> Moment:
         loss, unconverged = (_mean(curve[:, -1]) for curve in (curves.loss, curves.unconverged))
@@ -260,11 +276,12 @@ def _taken_up(state: RunState, programs: Programs, nets: int) -> RunState:
         curves=jax.tree.map(fitted, state.curves),
         finite=jax.tree.map(fitted, state.finite),
         begun=jax.tree.map(fitted, state.begun),
+        within=jax.tree.map(fitted, state.within),
         layout=programs.layout,
     )
 
 
-def _result(state: RunState, seeds: tuple[int, ...], own: slice, params: Params, cost: Cost) -> Result:
+def _result(state: RunState, seeds: tuple[int, ...], own: slice, params: Params, cost: Cost, ends) -> Result:
     tables = np.stack(state.tables, axis=2)[own]  # (seeds, 2, untrained and after, on)
     return Result(
         accuracy=tables[:, 0, 1:],
@@ -276,6 +293,8 @@ def _result(state: RunState, seeds: tuple[int, ...], own: slice, params: Params,
         seeds=seeds,
         params=jax.tree.map(lambda leaf: leaf[own], params),
         cost=cost,
+        within=np.stack(state.within, axis=1)[own] if state.within else None,
+        ends=ends if state.within else (),
     )
 
 

@@ -127,8 +127,9 @@ def _named(state: RunState) -> dict[str, Any]:
     """Every array of a state under a name; what is one per task or stretch, stacked."""
     arrays = {f"progress{i:05d}": leaf for i, leaf in enumerate(jax.tree.leaves(state.progress))}
     arrays["tables"] = np.stack(state.tables)
-    if state.finite:
-        arrays["finite"] = np.stack(state.finite)
+    for name, pieces in (("finite", state.finite), ("within", state.within)):
+        if pieces:
+            arrays[name] = np.stack(pieces)
     for kind, pieces in (("curves", state.curves), ("begun", state.begun)):
         if pieces:
             arrays |= {f"{kind}-{name}": np.stack([getattr(c, name) for c in pieces]) for name in Curves._fields}
@@ -144,7 +145,8 @@ def _state(arrays: dict[str, Any], seconds: float, layout: Layout) -> RunState:
 
     progress: Any = [arrays[name] for name in sorted(arrays) if name.startswith("progress")]
     tables, finite = tuple(arrays["tables"]), tuple(arrays.get("finite", ()))
-    return RunState(progress, tables, curves("curves"), finite, curves("begun"), seconds, layout)
+    within = tuple(arrays.get("within", ()))
+    return RunState(progress, tables, curves("curves"), finite, curves("begun"), seconds, layout, within)
 
 
 def _orbax():

@@ -314,3 +314,30 @@ def test_a_model_that_does_not_fit_the_stream_is_refused(clouds, model, sentence
 def test_a_budget_of_nothing_is_refused(clouds, change):
     with pytest.raises(ValueError, match="must be a whole number of at least 1"):
         experiment(clouds, **change)
+
+
+def test_tests_within_a_task_are_those_of_shorter_runs(clouds):
+    """Every 4 of 8 updates: the first test is that of a run of 4, the last of each task that of its end; a run taken up
+    within a task has them all.  Negative control: within is not merely the ends twice."""
+    states = []
+    options = {"steps": 8, "evaluate_every": 4}
+    keep = lambda moment, state: states.append(state)
+    result = cl.run(experiment(clouds, **options), jax.random.key(0), seeds=2, layout=STACKED, on_progress=keep)
+    assert result.within.shape == (2, 6, 3)
+    assert result.ends == (1, 3, 5)
+    np.testing.assert_array_equal(result.within[:, list(result.ends)], result.accuracy)
+    assert (result.within[:, [0, 2, 4]] != result.accuracy).any()
+    short = cl.run(experiment(clouds, steps=4), jax.random.key(0), seeds=2, layout=STACKED)
+    np.testing.assert_array_equal(result.within[:, 0], short.accuracy[:, 0])
+    assert short.within is None
+    assert np.isnan(cl.stability_gap(short)).all()
+    np.testing.assert_array_equal(cl.stability_gap(result), cl.stability_gap(result.within, result.ends))
+    assert (cl.minimum_accuracy(result) <= cl.minimum_accuracy(result.accuracy)).all()
+    again = cl.run(experiment(clouds, **options), jax.random.key(0), seeds=2, layout=STACKED, state=states[2])
+    np.testing.assert_array_equal(again.within, result.within)
+
+
+@pytest.mark.parametrize("every", [0, 3, 16])
+def test_tests_within_a_task_fit_its_steps(clouds, every):
+    with pytest.raises(ValueError, match="evaluate_every must divide steps, 8, got"):
+        experiment(clouds, evaluate_every=every)
