@@ -54,7 +54,9 @@ class Experiment:
         """Raise, before anything is compiled, where learner or stream cannot work with these numbers."""
         learner, _ = self.build(self.hyper)
         params = jax.eval_shape(learner.model.init, jax.random.key(0))
-        check_outputs(learner.model, params, spec(self.stream).example)
+        described = spec(self.stream)._replace(steps=self.steps)
+        check_outputs(learner.model, params, described.example)
+        jax.eval_shape(lambda params, key: learner.init(params, described, key), params, jax.random.key(0))
 
     def build(self, hyper: Hyper) -> tuple[Learner, optax.GradientTransformation]:
         """The learner and the optimiser for these numbers."""

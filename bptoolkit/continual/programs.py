@@ -17,7 +17,6 @@ from jax import lax
 from jax.sharding import NamedSharding
 from jaxtyping import Array, Bool, Float, Int
 
-from bptoolkit import trees
 from bptoolkit.continual.experiment import Experiment, Hyper
 from bptoolkit.continual.lanes import Lanes
 from bptoolkit.continual.layout import SEED, WHOLE, Layout, mesh_of, over_lanes, place, split_rows
@@ -93,7 +92,7 @@ def _start(experiment: Experiment, key: Key, hyper: Hyper) -> tuple[Lane, Progre
     learner, optimizer = experiment.build(hyper)
     draw_key, init_key, memory_key, train_key = jax.random.split(key, 4)
     params = learner.model.init(init_key)
-    described = spec(experiment.stream)
+    described = spec(experiment.stream)._replace(steps=experiment.steps)
     check_outputs(learner.model, params, described.example)
     memory = learner.init(params, described, memory_key)
     lane = Lane(experiment.stream.draw(draw_key), hyper, train_key)
@@ -112,12 +111,20 @@ def _train(experiment: Experiment, chunk: int, layout: Layout, lane: Lane, progr
         place, counted = positions(key, step, jnp.sum(counts, dtype=jnp.int32), batch, experiment.replacement)
         return _at(stream, layout, rows, lane.indices, lane.indices.train, counts, place, counted)
 
-    restart = experiment.reset_optimizer & (first == 0)
-    fresh = progress._replace(opt_state=optimizer.init(progress.params))
-    progress = trees.choose(restart, fresh, progress) if experiment.reset_optimizer else progress
+    begin = partial(_begin, experiment, lane, task)
+    progress = lax.cond(first == 0, begin, lambda progress: progress, progress)
     stage_key = jax.random.fold_in(lane.key, 2 * task)
     progress, curves = train(learner, optimizer, draw, progress, stage_key, chunk, first)
     return progress, jax.tree.map(partial(_binned, bins=min(BINS, chunk)), curves)
+
+
+def _begin(experiment: Experiment, lane: Lane, task: Int[Array, ""], progress: Progress) -> Progress:
+    """Start a task: what the learner does then, and an optimiser that forgets, where either asks for it."""
+    learner, optimizer = experiment.build(lane.hyper)
+    start_key = jax.random.fold_in(lane.key, 2 * experiment.stream.tasks + task)
+    params, memory = learner.start_task(progress.memory, progress.params, task, start_key)
+    restart = experiment.reset_optimizer or learner.curriculum.reset_optimizer
+    return Progress(params, optimizer.init(params) if restart else progress.opt_state, memory)
 
 
 def _all_rows(stream: Stream, learner: Learner) -> int:

@@ -8,7 +8,7 @@ The scenarios (van de Ven, Tuytelaars & Tolias 2022) differ in what the net must
 
 import math
 from collections.abc import Callable
-from typing import Literal, NamedTuple, TypeAlias, get_args
+from typing import NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
@@ -16,12 +16,10 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from bptoolkit.checks import check
-from bptoolkit.learning.learner import StreamSpec
+from bptoolkit.learning.learner import Scenario, StreamSpec
 from bptoolkit.types import Batch, Dataset, Key, Rows
 
 __all__ = ["Indices", "Scenario", "Stream", "label_shuffled", "permuted", "rotated", "split"]
-
-Scenario: TypeAlias = Literal["class", "domain", "task"]
 
 
 class View(NamedTuple):
@@ -165,7 +163,8 @@ def spec(stream: Stream) -> StreamSpec:
     one = jax.ShapeDtypeStruct((1,), jnp.int32)
     rows = jax.eval_shape(lambda i, n: gather(stream.data.train, stream.data.scale, i, n, n), view, one)
     example = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), rows)
-    return StreamSpec(stream.tasks, stream.classes, stream.classes_per_task, stream.rows_max, stream.outputs, example)
+    sizes = (stream.tasks, stream.classes, stream.classes_per_task, stream.rows_max, stream.outputs)
+    return StreamSpec(*sizes, example, stream.scenario)
 
 
 def gather(rows: Rows, scale: float, indices: Indices, task: Int[Array, "b"], row: Int[Array, "b"]) -> Batch:

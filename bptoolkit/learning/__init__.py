@@ -2,7 +2,7 @@
 
 from bptoolkit.learning.attribution import Attribution, attribution
 from bptoolkit.learning.fit import Curves, Fitted, Progress, fit, train
-from bptoolkit.learning.learner import Curriculum, Learner, LearningRule, StreamSpec, Task
+from bptoolkit.learning.learner import Curriculum, Learner, LearningRule, Strategy, StreamSpec, Task
 from bptoolkit.learning.losses import binary_cross_entropy, cross_entropy, squared_error
 from bptoolkit.learning.rules import backprop
 
@@ -14,6 +14,7 @@ __all__ = [
     "Learner",
     "LearningRule",
     "Progress",
+    "Strategy",
     "StreamSpec",
     "Task",
     "attribution",

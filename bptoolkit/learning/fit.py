@@ -86,23 +86,23 @@ def fit(
         )
     batch = len(rows.y) if batch is None else batch
     check_budget(steps, batch)
-    init_key, memory_key, train_key = jax.random.split(key, 3)
+    init_key, memory_key, train_key, task_key = jax.random.split(key, 4)
     params = learner.model.init(init_key) if params is None else params
     example = jax.tree.map(lambda leaf: leaf[0], _some_rows(rows, data, jnp.zeros(1, jnp.int32)))
     check_outputs(learner.model, params, example)
-    spec = StreamSpec(1, data.classes, data.classes, len(rows.y), data.classes, example)
+    spec = StreamSpec(1, data.classes, data.classes, len(rows.y), data.classes, example, steps=steps)
 
     @jax.jit
-    def program(params, rows, key):
+    def program(params, rows, key, task_key):
         def draw(step, key):
             place, counts = positions(key, step, jnp.int32(len(rows.y)), batch, replacement)
             drawn = _some_rows(rows, data, place)
             return drawn._replace(weight=counts.astype(drawn.weight.dtype))
 
-        start = Progress(params, optimizer.init(params), learner.init(params, spec, memory_key))
-        return train(learner, optimizer, draw, start, key, steps)
+        params, memory = learner.start_task(learner.init(params, spec, memory_key), params, jnp.int32(0), task_key)
+        return train(learner, optimizer, draw, Progress(params, optimizer.init(params), memory), key, steps)
 
-    progress, curves = program(params, rows, train_key)
+    progress, curves = program(params, rows, train_key, task_key)
     return Fitted(progress.params, progress.memory, curves)
 
 

@@ -4,7 +4,7 @@ A learning rule makes a learner out of a model; a strategy makes a learner out o
 """
 
 from collections.abc import Callable
-from typing import NamedTuple, TypeAlias
+from typing import Literal, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -12,11 +12,23 @@ from jaxtyping import Array, Bool, Float, Int
 
 from bptoolkit.types import Batch, Info, Key, Memory, Model, Params, PyTree
 
-__all__ = ["OWN_ROWS", "Curriculum", "Learner", "LearningRule", "StreamSpec", "Task", "bare_learner"]
+__all__ = [
+    "OWN_ROWS",
+    "Curriculum",
+    "Learner",
+    "LearningRule",
+    "Scenario",
+    "Strategy",
+    "StreamSpec",
+    "Task",
+    "bare_learner",
+]
+
+Scenario: TypeAlias = Literal["class", "domain", "task"]
 
 
 class StreamSpec(NamedTuple):
-    """Static facts of a stream that a learner's memory is built from."""
+    """Static facts of a stream, and of the budget, that a learner's memory is built from."""
 
     tasks: int  # how many
     classes: int  # of the data set
@@ -24,6 +36,8 @@ class StreamSpec(NamedTuple):
     rows_max: int  # training rows of the largest task
     outputs: int  # that the model has
     example: Batch  # one row, as `jax.ShapeDtypeStruct`s
+    scenario: Scenario = "class"
+    steps: int = 0  # updates a task
 
 
 class Task(NamedTuple):
@@ -42,6 +56,7 @@ class Curriculum(NamedTuple):
     sources: Callable[[Int[Array, "tasks"], Int[Array, ""]], Bool[Array, "tasks"]]  # of (all task numbers, k)
     rounds: Callable[[int], int]  # of k: how often the experiment's steps are made
     fresh: bool = False  # start again from the first weights
+    reset_optimizer: bool = False  # start each stage with a fresh optimiser state, whatever the experiment says
 
 
 class Learner(NamedTuple):
@@ -55,6 +70,11 @@ class Learner(NamedTuple):
     end_task: (memory, params, task, key) -> parameters and memory, when a task is over.
     predict: (memory, params, batch) -> logits and report, as tests see them.
     curriculum: which rows each stage trains on, and for how long.
+    start_task: (memory, params, task's number, key) -> parameters and memory, before the first step of a task.  What
+        changes weights for the next task belongs here, not into `end_task`, after which the net is tested.
+    view: (memory, params, task's number) -> the weights that the model computes with in that task; None where they
+        are params themselves.  A strategy that differentiates `model.apply` goes through it.
+    loss: whose gradient is followed, for strategies that need to know; None where there is none, or it is not told.
     """
 
     model: Model
@@ -64,16 +84,23 @@ class Learner(NamedTuple):
     end_task: Callable[[Memory, Params, Task, Key], tuple[Params, Memory]]
     predict: Callable[[Memory, Params, Batch], tuple[Float[Array, "b k"], Info]]
     curriculum: Curriculum
+    start_task: Callable[[Memory, Params, Int[Array, ""], Key], tuple[Params, Memory]] = (
+        lambda memory, params, task, key: (params, memory)
+    )
+    view: Callable[[Memory, Params, Int[Array, ""]], Params] | None = None
+    loss: Callable[..., Float[Array, ""]] | None = None
 
 
 LearningRule: TypeAlias = Callable[[Model], Learner]
 """How a gradient, or another direction of change, comes about for a model; `backprop` is one."""
+Strategy: TypeAlias = Callable[[Learner], Learner]
+"""What is done against forgetting, around a learner; `ewc(10.0)` is one."""
 
 OWN_ROWS = Curriculum(sources=lambda tasks, k: tasks == k, rounds=lambda k: 1)
 
 
-def bare_learner(model: Model, gradient) -> Learner:
-    """A learner that keeps no memory and does nothing but follow its gradient."""
+def bare_learner(model: Model, gradient, loss=None) -> Learner:
+    """A learner that keeps no memory and does nothing but follow its gradient, that of `loss` if it says so."""
     return Learner(
         model=model,
         init=lambda params, spec, key: (),
@@ -82,6 +109,7 @@ def bare_learner(model: Model, gradient) -> Learner:
         end_task=lambda memory, params, task, key: (params, memory),
         predict=lambda memory, params, batch: jax.vmap(model.apply, (None, 0))(params, batch.x),
         curriculum=OWN_ROWS,
+        loss=loss,
     )
 
 

@@ -35,7 +35,7 @@ def backprop(model: Model, loss: Loss = cross_entropy) -> Learner:
             logits, info = jax.vmap(lambda x, probe: model.apply(params, x, probe=probe))(batch.x, probes)
         return mean_loss(loss, logits, batch), info
 
-    return bare_learner(model, gradient)
+    return bare_learner(model, gradient, loss)
 
 
 def _probes(model: Model, batch: Batch):
