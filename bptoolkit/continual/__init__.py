@@ -25,7 +25,7 @@ from bptoolkit.continual.metrics import (
     stability_gap,
     worst_case_accuracy,
 )
-from bptoolkit.continual.regularise import ewc
+from bptoolkit.continual.regularise import ewc, l2_anchor, mas, online_ewc, si
 from bptoolkit.continual.rehearse import replay, reservoir_replay
 from bptoolkit.continual.run import Moment, RunState, run, run_grid
 from bptoolkit.continual.statistics import Comparison, compare, permutation_test
@@ -63,12 +63,15 @@ __all__ = [
     "icarl",
     "intransigence",
     "joint",
+    "l2_anchor",
     "label_shuffled",
     "learning_accuracy",
+    "mas",
     "memory_bytes",
     "minimum_accuracy",
     "naive",
     "online",
+    "online_ewc",
     "permutation_test",
     "permuted",
     "replay",
@@ -76,6 +79,7 @@ __all__ = [
     "rotated",
     "run",
     "run_grid",
+    "si",
     "split",
     "stability_gap",
     "worst_case_accuracy",

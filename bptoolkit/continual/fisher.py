@@ -8,6 +8,7 @@ The square of a batch's mean gradient is none of the three: at batch 128 it is s
 Reference: Kirkpatrick et al. (2017), PNAS 114; Kunstner et al. (2019), NeurIPS, on the empirical one.
 """
 
+from collections.abc import Callable
 from typing import Literal, TypeAlias, get_args
 
 import jax
@@ -20,9 +21,9 @@ from bptoolkit.learning.attribution import through_layers
 from bptoolkit.learning.learner import Task
 from bptoolkit.learning.losses import probabilities
 from bptoolkit.learning.sampling import shuffled
-from bptoolkit.types import Batch, Key, Layer, Model, Params
+from bptoolkit.types import Batch, Key, Layer, Model, Params, PyTree
 
-__all__ = ["FisherKind", "fisher", "fisher_of_task"]
+__all__ = ["FisherKind", "fisher", "fisher_of_task", "mean_of_task"]
 
 FisherKind: TypeAlias = Literal["exact", "sampled", "empirical"]
 CHUNK = 64  # rows whose per-example gradients are in memory at once, where they must be
@@ -48,7 +49,15 @@ def fisher(model: Model, params: Params, batch: Batch, key: Key, kind: FisherKin
 
 
 def fisher_of_task(model: Model, params: Params, task: Task, key: Key, kind: FisherKind, samples: int | None) -> Params:
-    """The mean over `samples` rows of a task drawn without replacement, or over all of them.
+    """The mean over `samples` rows of a task drawn without replacement, or over all of them."""
+    of_batch = lambda batch, key: fisher(model, params, batch, key, kind)
+    return mean_of_task(of_batch, params, task, key, samples)
+
+
+def mean_of_task(
+    function: Callable[[Batch, Key], PyTree], like: PyTree, task: Task, key: Key, samples: int | None
+) -> PyTree:
+    """The mean of a weighted sum over rows, function(batch, key) with a result like `like`, over rows of a task.
 
     Rows are taken in chunks: memory does not grow with the task.
     """
@@ -64,10 +73,10 @@ def fisher_of_task(model: Model, params: Params, task: Task, key: Key, kind: Fis
         i, order, counts = chunk
         batch = task.rows(order)
         batch = batch._replace(weight=counts.astype(batch.weight.dtype))
-        return trees.add(total, fisher(model, params, batch, jax.random.fold_in(label_key, i), kind)), None
+        return trees.add(total, function(batch, jax.random.fold_in(label_key, i))), None
 
     numbers = jnp.arange(chunks, dtype=jnp.int32)
-    total = lax.scan(add_chunk, trees.zeros_like(params), (numbers, order, counts))[0]
+    total = lax.scan(add_chunk, trees.zeros_like(like), (numbers, order, counts))[0]
     rows = jnp.minimum(jnp.int32(wanted), task.count)
     return jax.tree.map(lambda f: f / jnp.maximum(rows, 1).astype(f.dtype), total)
 

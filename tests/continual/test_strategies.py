@@ -1,6 +1,8 @@
 """What every strategy owes, alone and composed, on a static and on a settling net, in the three scenarios."""
 
+from importlib import import_module
 from itertools import pairwise
+from pkgutil import iter_modules
 
 import chex
 import jax
@@ -9,23 +11,35 @@ import optax
 import pytest
 
 from bptoolkit import continual as cl
-from bptoolkit import data, learning
+from bptoolkit import learning
 from bptoolkit.fixed_point import almeida_pineda, implicit, picard
 from bptoolkit.models import equilibrium, mlp, rate_cell
 
 RELAX = implicit(picard(), almeida_pineda())  # compiles in half the time of the choice made by itself
 NETS = {"static": lambda k: mlp(4, 5, k), "recurrent": lambda k: equilibrium(rate_cell(4, 5, k), RELAX)}
-STRATEGIES = {
-    "naive": cl.naive,
-    "joint": cl.joint,
-    "ewc": cl.ewc(10.0),
-    "replay": cl.replay(2),
+MODULES = [import_module(f"bptoolkit.continual.{found.name}") for found in iter_modules(cl.__path__)]
+STRATEGIES = {name: strategy for module in MODULES for name, strategy in getattr(module, "EXAMPLES", {}).items()}
+ALL = ("class", "domain", "task")
+SOME = {name: where for module in MODULES for name, where in getattr(module, "SCENARIOS", {}).items()}
+REFUSED = [(name, scenario) for name, where in SOME.items() for scenario in ALL if scenario not in where]
+COMPOSED = {
     "ewc of replay": lambda learner: cl.ewc(10.0, fisher="sampled", samples=3)(cl.replay(2)(learner)),
     "replay of ewc": lambda learner: cl.replay(2)(cl.ewc(10.0)(learner)),
 }
-SCENARIOS = ("class", "domain", "task")
+
+
+def scenario_of(strategy, number):
+    """The scenarios that it works in, in turn."""
+    where = SOME.get(strategy, ALL)
+    return where[number % len(where)]
+
+
 # Every strategy on every net, the scenarios in turn: each meets every net, and each strategy two of them.
-CASES = [(strategy, net, SCENARIOS[(i + j) % 3]) for i, strategy in enumerate(STRATEGIES) for j, net in enumerate(NETS)]
+CASES = [
+    (strategy, net, scenario_of(strategy, i + j))
+    for i, strategy in enumerate(STRATEGIES | COMPOSED)
+    for j, net in enumerate(NETS)
+]
 STEPS = 4
 
 
@@ -41,44 +55,59 @@ def watched(learner):
 
 
 @pytest.mark.parametrize(("strategy", "net", "scenario"), CASES)
-def test_a_strategy_runs_and_is_compiled_once(strategy, net, scenario):
+def test_a_strategy_learns_every_task_in_one_program(strategy, net, scenario, clouds, drive):
     """Finite, of the right shapes, moved by every task, and nothing traced after the first task began."""
-    stream = cl.split(data.gaussian_classes(jax.random.key(1), 6, 4, 4), 2, scenario)
+    stream = clouds(scenario)
     rule, traces = watched(learning.backprop(NETS[net](stream.outputs)))
-    seen, ends = [], []
-
-    def on_task(moment, state):
+    driven = drive((STRATEGIES | COMPOSED)[strategy](rule), stream, steps=STEPS)
+    progress, ends, seen = driven.begin(), [], []
+    for task in range(stream.tasks):
+        progress, loss, logits = driven.stage(progress, task)
         seen.append(len(traces))
-        ends.append(np.asarray(jax.tree.leaves(state.progress.params)[-1]))
-
-    experiment = cl.Experiment(stream, STRATEGIES[strategy](rule), optax.sgd(0.05), steps=STEPS, batch=4)
-    result = cl.run(experiment, jax.random.key(0), seeds=2, on_task=on_task)
-
-    assert result.finite.all()
-    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(result.params))
-    assert result.accuracy.shape == (2, 3, 3)
-    assert ((result.accuracy >= 0) & (result.accuracy <= 1)).all()
-    assert np.isfinite(result.curves.loss).all()
-    assert np.isfinite(result.unconverged).all() == (net == "recurrent")
+        ends.append(np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(progress.params)]))
+        assert np.isfinite(loss).all()
+        assert np.isfinite(logits).all()
+    assert logits.shape == (3, 8, stream.outputs)
+    assert all(np.isfinite(end).all() for end in ends)
     assert len(traces) > 0
     assert seen == [len(traces)] * 3
     assert all(np.abs(one - other).max() > 1e-6 for one, other in pairwise(ends))
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("net", NETS)
-def test_ewc_and_replay_are_the_same_in_either_order(net):
+@pytest.mark.parametrize("scenario", ["class", "task"])
+def test_the_runner_does_the_same(scenario, clouds):
+    """Through `run`: shapes, and nothing traced after the first task began."""
+    stream = clouds(scenario)
+    rule, traces = watched(learning.backprop(NETS["static"](stream.outputs)))
+    seen = []
+    experiment = cl.Experiment(stream, cl.ewc(1.0)(cl.replay(2)(rule)), optax.sgd(0.05), steps=STEPS, batch=4)
+    hook = lambda moment, state: seen.append(len(traces))
+    result = cl.run(experiment, jax.random.key(0), seeds=2, on_task=hook)
+    assert result.finite.all()
+    assert result.accuracy.shape == (2, 3, 3)
+    assert ((result.accuracy >= 0) & (result.accuracy <= 1)).all()
+    assert np.isfinite(result.curves.loss).all()
+    assert seen == [len(traces)] * 3
+
+
+@pytest.mark.parametrize(("strategy", "scenario"), REFUSED)
+def test_a_scenario_that_cannot_be_served_is_refused_before_anything_is_compiled(strategy, scenario, clouds):
+    stream = clouds(scenario)
+    learner = STRATEGIES[strategy](learning.backprop(mlp(4, 5, stream.outputs)))
+    with pytest.raises(ValueError, match=f'got.*"{scenario}"(.|\n)*Make the stream with scenario='):
+        cl.Experiment(stream, learner, optax.sgd(0.05), steps=STEPS).check()
+
+
+@pytest.mark.parametrize("net", ["static", pytest.param("recurrent", marks=pytest.mark.slow)])
+def test_ewc_and_replay_are_the_same_in_either_order(net, clouds, drive):
     """One row a class, so that what replay keeps is no matter of luck, and exact Fishers need none: equal nets.
 
     Negative control on the static net: neither of the two is the whole.
     """
-    stream = cl.split(data.gaussian_classes(jax.random.key(1), 6, 1, 4), 2)
+    stream = clouds(rows=1)
     rule = learning.backprop(NETS[net](6))
     ewc, replay = cl.ewc(10.0), cl.replay(1)
-
-    def end(learner):
-        experiment = cl.Experiment(stream, learner, optax.sgd(0.1), steps=STEPS, batch=2)
-        return cl.run(experiment, jax.random.key(0), seeds=1).params
+    end = lambda learner: drive(learner, stream, steps=STEPS).run()[-1].progress.params
 
     both = end(ewc(replay(rule)))
     chex.assert_trees_all_close(both, end(replay(ewc(rule))), atol=1e-9)
@@ -93,15 +122,14 @@ def test_naive_is_the_learner_itself():
     assert cl.naive(learner) is learner
 
 
-def test_replay_keeps_what_naive_training_loses():
+def test_replay_keeps_what_naive_training_loses(clouds, drive):
     """The point of it all, on easy clouds: replay ends above naive by far."""
-    stream = cl.split(data.gaussian_classes(jax.random.key(1), 6, 10, 4, spread=0.3), 2)
     rule = learning.backprop(mlp(4, 16, 6))
-    run = lambda strategy: cl.run(
-        cl.Experiment(stream, strategy(rule), optax.sgd(0.3), steps=60, batch=10), jax.random.key(0), seeds=4
-    )
-    naive, replayed = run(cl.naive), run(cl.replay(5))
-    assert cl.learning_accuracy(naive).mean() > 0.9
-    assert cl.forgetting(naive).mean() > 0.5
-    assert cl.forgetting(replayed).mean() < cl.forgetting(naive).mean() - 0.3
-    assert cl.average_accuracy(replayed).mean() > cl.average_accuracy(naive).mean() + 0.2
+    ends = {}
+    for name, strategy in {"naive": cl.naive, "replay": cl.replay(4)}.items():
+        driven = drive(strategy(rule), clouds(), optax.sgd(0.3), steps=60)
+        stages = driven.run()
+        ends[name] = driven.accuracy(stages[-1])
+        assert np.mean([driven.accuracy(stage)[task] for task, stage in enumerate(stages)]) > 0.9
+    assert ends["naive"][:2].mean() < 0.3
+    assert ends["replay"].mean() > ends["naive"].mean() + 0.4
