@@ -90,6 +90,8 @@ class Cell(NamedTuple):
     # computed once per example, not once per settling step, and has an error of its own.
     drive: Callable[[Params, Float[Array, "*d"]], PyTree] | None = None
     respond: Callable[[Params, PyTree, State], State] | None = None
+    # (params, source, target): weights times the gates of the unit they leave and of the unit they enter, (units,) each
+    gates: Callable[[Params, Float[Array, "units"], Float[Array, "units"]], Params] | None = None
     settle: Callable[..., Any] | None = None  # filled by `equilibrium`: (params, x, probe=None) -> fixed_point.Solution
 
 

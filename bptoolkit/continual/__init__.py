@@ -12,7 +12,9 @@ from bptoolkit.continual.gdumb import gdumb
 from bptoolkit.continual.gem import agem, gem
 from bptoolkit.continual.generative_classifier import generative_classifier
 from bptoolkit.continual.generative_replay import generative_replay
+from bptoolkit.continual.hat import hat
 from bptoolkit.continual.icarl import icarl
+from bptoolkit.continual.isolate import packnet, xdg
 from bptoolkit.continual.layout import Layout, choose_layout
 from bptoolkit.continual.metrics import (
     average_accuracy,
@@ -60,6 +62,7 @@ __all__ = [
     "gem",
     "generative_classifier",
     "generative_replay",
+    "hat",
     "icarl",
     "intransigence",
     "joint",
@@ -72,6 +75,7 @@ __all__ = [
     "naive",
     "online",
     "online_ewc",
+    "packnet",
     "permutation_test",
     "permuted",
     "replay",
@@ -83,4 +87,5 @@ __all__ = [
     "split",
     "stability_gap",
     "worst_case_accuracy",
+    "xdg",
 ]

@@ -77,11 +77,15 @@ def hopfield_cell(inputs: int, units: int, outputs: int, *, activation: Activati
 
     cell = _cell((inputs, units, outputs), recurrent, symmetric, activation, gain)
 
+    def gates(params: Params, source: Float[Array, "units"], target: Float[Array, "units"]) -> Params:
+        both = source * target  # on either side of w, so that W stays symmetric
+        return _scale_units(params, source, target) | {"w": params["w"] * both[:, None] * both}
+
     def energy(params: Params, x: Float[Array, "*d"], z: Float[Array, "units"]) -> Float[Array, ""]:
         current = dense({"w": params["u"], "b": params["b"]}, x)
         return -z @ symmetric(params["w"]) @ z / 2 - current @ z + jnp.sum(potential(z))
 
-    return cell._replace(energy=energy)
+    return cell._replace(energy=energy, gates=gates)
 
 
 def _cell(
@@ -112,5 +116,16 @@ def _cell(
     respond = lambda params, current, z: activation(z @ effective(params["w"]) + current)
     step = lambda params, x, z: respond(params, drive(params, x), z)
     readout = lambda params, z: dense({"w": params["v"], "b": params["c"]}, z)
+
     state = jax.ShapeDtypeStruct((units,), jnp.result_type(float))
-    return Cell(init, step, readout, state, drive=drive, respond=respond)
+    return Cell(init, step, readout, state, drive=drive, respond=respond, gates=_scale_units)
+
+
+def _scale_units(params: Params, source: Float[Array, "units"], target: Float[Array, "units"]) -> Params:
+    return {
+        "w": params["w"] * source[:, None] * target,
+        "u": params["u"] * target,
+        "b": params["b"] * target,
+        "v": params["v"] * source[:, None],
+        "c": params["c"],
+    }

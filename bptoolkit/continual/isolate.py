@@ -1,0 +1,168 @@
+"""Strategies that give each task units or weights of its own; the net must be told the task when it predicts.
+
+XdG gates hidden units by tasks; PackNet gives each task weights.  (HAT, which learns its gates, is in `hat`.)
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from bptoolkit.continual.gates import Gates, hidden_units, scale_units
+from bptoolkit.continual.nesting import adding
+from bptoolkit.continual.readout import readout
+from bptoolkit.continual.views import answers_by_view, require_told, through_view
+from bptoolkit.learning.learner import Learner, Strategy, StreamSpec
+from bptoolkit.types import Batch, Key, Memory, Params, PyTree
+
+__all__ = ["packnet", "xdg"]
+
+
+class Gated(NamedTuple):
+    """Which hidden units are on in each task: 0 or 1, (tasks, units) for each layer."""
+
+    inner: Memory
+    gates: Gates
+
+
+def xdg(share: float = 0.8) -> Strategy:
+    """Context-dependent gating: in each task a random share of every hidden layer's units is silent.
+
+        h ← g_task ⊙ h,     ⌊share · units⌋ entries of g are 0, drawn once for each task and layer
+
+    Tasks then share only the units that are on in both.  A batch that mixes tasks (replayed rows) is answered task by
+    task, each row under the gates of its own.  A silent unit's output is exactly 0; the authors of the published
+    table silence what enters a unit but leave its bias, so there it is relu(b).  Weights around silent units have no
+    gradient, but an optimiser with momentum may still move them a little.
+
+    Args:
+        share: of units that are silent, in [0, 1); 0.8 as in the paper, 0.9 in van de Ven et al. (2022).
+
+    Raises:
+        ValueError: a share outside [0, 1); a stream that does not tell the task at test time; a model that does not
+            show its hidden units; a layer that would be silent as a whole.
+
+    Penalties belong outside, `si(…)(xdg(…)(rule))`, which is how the paper stabilises the weights that tasks share.
+
+    Reference: Masse, Grant & Freedman (2018), PNAS 115; van de Ven, Tuytelaars & Tolias (2022), Nature MI 4.
+    """
+    if not 0 <= share < 1:
+        raise ValueError(f"share must be in [0, 1), got {share}. It is the share of units that are silent.")
+
+    def strategy(learner: Learner) -> Learner:
+        def init(inner: Memory, params: Params, spec: StreamSpec, key: Key) -> Gated:
+            require_told(spec, "xdg")
+            units = hidden_units(learner.model, params, "xdg")
+            keys = jax.random.split(key, len(units))
+            return Gated(inner, tuple(_draw_gates(k, spec.tasks, n, share) for k, n in zip(keys, units, strict=True)))
+
+        def own_view(memory: Gated, params: Params, task: Int[Array, ""]) -> Params:
+            gates = tuple(g[task] for g in memory.gates)
+            return scale_units(learner.model, params, gates, gates)
+
+        return through_view(adding(learner, init), learner, own_view)
+
+    return strategy
+
+
+def _draw_gates(key: Key, tasks: int, units: int, share: float) -> Float[Array, "tasks units"]:
+    silent = int(share * units)
+    template = (jnp.arange(units) >= silent).astype(jnp.result_type(float))
+    return jax.vmap(lambda k: jax.random.permutation(k, template))(jax.random.split(key, tasks))
+
+
+class Packed(NamedTuple):
+    """Which task every weight belongs to."""
+
+    inner: Memory
+    owner: PyTree  # like params: 0 free, t + 1 of task t
+    out: PyTree  # True for weights of the readout
+    current: Int[Array, ""]
+    step: Int[Array, ""]  # of this task
+    prune_at: Int[Array, ""]
+    tasks: Int[Array, ""]
+
+
+def packnet(keep: float | None = None, *, retrain: float = 1 / 3) -> Strategy:
+    """PackNet: train on the free weights, keep the largest of them for the task, free the others, train on.
+
+    After (1 − retrain) of a task's steps, in every weight matrix the largest `keep` of its free weights by |w| become
+    the task's, the others become 0; the rest of the steps trains the task's own.  What belongs to a task is never
+    changed again, and in a task only weights of this and earlier tasks are seen, so nothing is forgotten, bit for bit.
+    Biases belong to the first task, each output's weights to the task it is active in.
+
+    Args:
+        keep: share of the free weights that a task keeps, in (0, 1]; if left out 1/(tasks to come, this one
+            included), so that all tasks get equally many.  The paper takes 0.5 or 0.25.
+        retrain: share of the steps after pruning, in [0, 1).
+
+    Raises:
+        ValueError: a share out of its range; a stream that does not tell the task at test time; a model that does not
+            show its hidden units.
+
+    Reference: Mallya & Lazebnik (2018), CVPR.
+    """
+    if keep is not None and not 0 < keep <= 1:
+        raise ValueError(f"keep must be in (0, 1], got {keep}. Leave it out for equal shares.")
+    if not 0 <= retrain < 1:
+        raise ValueError(f"retrain must be in [0, 1), got {retrain}.")
+
+    def strategy(learner: Learner) -> Learner:
+        def init(inner: Memory, params: Params, spec: StreamSpec, key: Key) -> Packed:
+            require_told(spec, "packnet")
+            hidden_units(learner.model, params, "packnet")
+            out = readout(learner.model, params, key)
+            owner = jax.tree.map(lambda p: jnp.zeros(p.shape, jnp.int32), params)
+            prune_at = jnp.int32(max(round((1 - retrain) * spec.steps), 1))
+            return Packed(inner, owner, out, jnp.int32(0), jnp.int32(0), prune_at, jnp.int32(spec.tasks))
+
+        def start_task(memory: Packed, params: Params, task: Int[Array, ""], key: Key):
+            return params, memory._replace(current=task, step=jnp.int32(0))
+
+        def after_step(memory: Packed, before, after, opt_state, batch: Batch, key):
+            own = jnp.where(memory.step < memory.prune_at, 0, memory.current + 1)
+            kept = jax.tree.map(lambda o, a, b: jnp.where(o == own, a, b), memory.owner, after, before)
+            memory = memory._replace(step=memory.step + 1)
+            share = 1 / (memory.tasks - memory.current).astype(jnp.result_type(float)) if keep is None else keep
+            prune = lambda params, memory: _prune(params, memory, batch.active[0], share)
+            params, memory = jax.lax.cond(
+                memory.step == memory.prune_at, prune, lambda params, memory: (params, memory), kept, memory
+            )
+            return params, opt_state, memory
+
+        def own_view(memory: Packed, params: Params, task: Int[Array, ""]) -> Params:
+            seen = lambda p, owner, out: jnp.where(_shared(p, out) | ((owner > 0) & (owner <= task + 1)), p, 0)
+            return jax.tree.map(seen, params, memory.owner, memory.out)
+
+        outer = adding(learner, init, start_task=start_task, after_step=after_step)
+        return answers_by_view(outer, learner, own_view)
+
+    return strategy
+
+
+def _prune(params: Params, memory: Packed, active: Bool[Array, "k"], share) -> tuple[Params, Packed]:
+    """Give the largest free weights to the current task, zero the others; outputs in play, and free biases, are its."""
+    mine = memory.current + 1
+
+    def claim(p, owner, out):
+        free = owner == 0
+        size = jnp.where(free, jnp.abs(p), -1).reshape(-1)
+        count = jnp.ceil(share * jnp.sum(free, dtype=jnp.result_type(float))).astype(jnp.int32)
+        threshold = jnp.sort(size)[size.shape[0] - jnp.clip(count, 1, size.shape[0])]
+        outputs = jnp.where(out, active, True) if p.shape[-1] == active.shape[0] else True
+        chosen = free & jnp.where(_shared(p, out), outputs, jnp.abs(p) >= threshold)
+        return jnp.where(chosen, mine, owner)
+
+    owner = jax.tree.map(claim, params, memory.owner, memory.out)
+    kept = jax.tree.map(lambda p, o, out: jnp.where(_shared(p, out) | (o > 0), p, 0), params, owner, memory.out)
+    return kept, memory._replace(owner=owner)
+
+
+def _shared(p: Array, out: Bool[Array, "..."]) -> Bool[Array, "..."]:
+    """Readouts and biases are seen by all tasks."""
+    return out | (p.ndim < 2)
+
+
+EXAMPLES = {"xdg": xdg(0.5), "packnet": packnet()}
+SCENARIOS = {"xdg": ("task",), "packnet": ("task",)}

@@ -1,0 +1,234 @@
+"""Gates, packed weights and learned attention: what a task sees, what it may change, and what it may not."""
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from bptoolkit import continual as cl
+from bptoolkit import learning
+from bptoolkit.continual.gates import entering, leaving, scale_units
+from bptoolkit.continual.hat import compensated, sharpness
+from bptoolkit.fixed_point import almeida_pineda, implicit, picard
+from bptoolkit.models import convnet, equilibrium, hopfield_cell, mlp, rate_cell
+from bptoolkit.types import Info, Model
+
+STATIC = mlp(4, 8, 6, activation=jnp.tanh)
+RECURRENT = {"rate": rate_cell(4, 8, 6), "hopfield": hopfield_cell(4, 8, 6)}
+RELAX = implicit(picard(), almeida_pineda())
+MOMENTUM = optax.sgd(0.1, momentum=0.9)  # moves also what has no gradient, as Adam does
+
+
+def by_gated_units(params, x, gate):
+    """h ← g ⊙ h written out, for the static net."""
+    h = gate * jnp.tanh(x @ params[0]["w"] + params[0]["b"])
+    return h @ params[1]["w"] + params[1]["b"]
+
+
+def mean_loss(apply, params, batch):
+    """Cross-entropy over the active outputs, a mean over rows."""
+    logits = jax.vmap(apply, (None, 0))(params, batch.x)
+    log_p = jax.nn.log_softmax(jnp.where(batch.active, logits, -1e30), 1)
+    return -jnp.mean(jnp.sum(batch.target * log_p, 1))
+
+
+def differ(a, b):
+    return max(np.abs(x - y).max() for x, y in zip(*map(jax.tree.leaves, (a, b)), strict=True))
+
+
+@pytest.fixture(scope="module")
+def gated(clouds, drive):
+    driven = drive(cl.xdg(0.5)(learning.backprop(STATIC)), clouds("task"), MOMENTUM)
+    return driven, driven.run()
+
+
+def test_gates_are_drawn_once_and_silence_the_share(gated):
+    driven, stages = gated
+    gates = np.asarray(driven.begin().memory.gates[0])
+    assert gates.shape == (3, 8)
+    assert ((gates == 0).sum(1) == 4).all()
+    assert len({tuple(row) for row in gates}) > 1
+    for stage in stages:
+        np.testing.assert_array_equal(stage.progress.memory.gates[0], gates)
+
+
+def test_answers_and_gradients_are_those_of_gated_units(gated):
+    """Against a net that multiplies its units by the gate; a batch of two tasks, each row under its own gate."""
+    driven, stages = gated
+    params, memory = stages[0].progress.params, stages[0].progress.memory
+    gates = memory.gates[0]
+    mixed = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), driven.rows(1), driven.rows(2))
+    found, info, _ = jax.jit(driven.learner.gradient)(memory, params, mixed, jax.random.key(0))
+
+    def loss(params):
+        parts = [mean_loss(lambda p, x, t=t: by_gated_units(p, x, gates[t]), params, driven.rows(t)) for t in (1, 2)]
+        return sum(parts) / 2
+
+    value, expected = jax.jit(jax.value_and_grad(loss))(params)
+    chex.assert_trees_all_close(found, expected, atol=1e-12)
+    np.testing.assert_allclose(info.loss, value, atol=1e-12)
+    for task, logits in enumerate(stages[0].logits):
+        by_hand = jax.vmap(by_gated_units, (None, 0, None))(params, driven.rows(task).x, gates[task])
+        np.testing.assert_allclose(logits, by_hand, atol=1e-12)
+
+
+def test_silent_units_have_no_effect_at_all(gated):
+    """Whatever stands around them, the task's answers stay bit-identical; control: those of another task do not."""
+    driven, stages = gated
+    params, memory = stages[2].progress.params, stages[2].progress.memory
+    silent = 1 - memory.gates[0][0]
+    noise = 5 * silent
+    lower = {"w": params[0]["w"] + noise, "b": params[0]["b"] + noise}
+    other = (lower, params[1] | {"w": params[1]["w"] + noise[:, None]})
+    answer = jax.jit(lambda p, task: driven.learner.predict(memory, p, driven.rows(task))[0])
+    np.testing.assert_array_equal(answer(params, 0), answer(other, 0))
+    assert np.abs(answer(params, 1) - answer(other, 1)).max() > 0.1
+
+
+@pytest.mark.parametrize("cell", RECURRENT.values(), ids=RECURRENT)
+def test_gates_on_weights_are_gates_on_the_settled_state(cell):
+    """z ← g ⊙ f(z) iterated by hand, against the settled net whose weights are scaled."""
+    model = equilibrium(cell, RELAX)
+    params, x = model.init(jax.random.key(0)), jax.random.normal(jax.random.key(1), (4,))
+    gate = jnp.array([1.0, 0, 1, 0, 0, 1, 1, 0])
+    z = jnp.zeros(8)
+    for _ in range(60):
+        z = gate * cell.step(params, x, z)
+    found = model.apply(scale_units(model, params, (gate,), (gate,)), x)[0]
+    np.testing.assert_allclose(found, cell.readout(params, z), atol=1e-7)
+    assert np.abs(found - model.apply(params, x)[0]).max() > 1e-3
+
+
+def test_channels_are_gated_in_all_their_places():
+    """A convolution's channel silenced: as if its filters' outputs were zero wherever they are read."""
+    model = convnet((4, 4), 3, channels=(2,), kernel=2)
+    params, x = model.init(jax.random.key(0)), jax.random.normal(jax.random.key(1), (4, 4))
+    gate = jnp.array([1.0, 0.0])
+    lower, upper = model.layers
+    h = lower.activation(lower.linear(params[0], x)) * gate
+    expected = upper.linear(params[1], h)
+    np.testing.assert_allclose(model.apply(scale_units(model, params, (gate,), (gate,)), x)[0], expected, atol=1e-12)
+
+
+def test_a_model_that_shows_no_units_cannot_be_gated(drive, clouds):
+    hidden = Model(STATIC.init, lambda params, x: (STATIC.apply(params, x)[0], Info()))
+    with pytest.raises(ValueError, match="xdg needs a model that shows its hidden units"):
+        drive(cl.xdg()(learning.backprop(hidden)), clouds("task")).begin()
+
+
+@pytest.fixture(scope="module")
+def packed(clouds, drive):
+    driven = drive(cl.packnet(retrain=0.5)(learning.backprop(STATIC)), clouds("task"), MOMENTUM, steps=8)
+    return driven, driven.run()
+
+
+def test_what_is_packed_is_never_changed_again(packed):
+    """With momentum, bit for bit: each task's weights and answers after its own stage and after the last one."""
+    driven, stages = packed
+    last = stages[-1].progress
+    for task, stage in enumerate(stages):
+        own = lambda p, m, task=task: driven.learner.view(m, p, jnp.int32(task))
+        mine = jax.tree.map(lambda o, task=task: (o > 0) & (o <= task + 1), stage.progress.memory.owner)
+        before, after = (own(p.params, p.memory) for p in (stage.progress, last))
+        for b, a, m in zip(*map(jax.tree.leaves, (before, after, mine)), strict=True):
+            np.testing.assert_array_equal(np.asarray(b)[m], np.asarray(a)[m])
+        alive = np.asarray(driven.rows(task).active[0])
+        np.testing.assert_array_equal(stage.logits[task][:, alive], stages[-1].logits[task][:, alive])
+    assert np.mean([driven.accuracy(stages[-1])]) > 0.5
+
+
+def test_tasks_get_equal_shares_and_keep_the_largest(packed):
+    """A third each, of 32 weights; what the first task freed was smaller than what it kept."""
+    _, stages = packed
+    owner = np.asarray(stages[-1].progress.memory.owner[0]["w"])
+    counts = np.bincount(owner.ravel(), minlength=4)
+    assert counts[0] == 0
+    assert (np.abs(counts[1:] - 32 / 3) < 1.5).all()
+    first = stages[0].progress
+    np.testing.assert_array_equal(np.asarray(first.params[0]["w"])[owner != 1], 0)
+    assert (np.asarray(first.params[0]["w"])[owner == 1] != 0).all()
+
+
+def test_naive_training_changes_what_packnet_keeps(packed, clouds, drive):
+    """Control: the same net without it answers the first task otherwise in the end."""
+    stages = drive(learning.backprop(STATIC), clouds("task"), MOMENTUM, steps=8).run()
+    assert np.abs(stages[0].logits[0] - stages[-1].logits[0]).max() > 0.05
+
+
+@pytest.fixture(scope="module")
+def attended(clouds, drive):
+    driven = drive(cl.hat(0.75, sharpest=50.0)(learning.backprop(STATIC)), clouds("task"), MOMENTUM, steps=6)
+    return driven, driven.run()
+
+
+def test_attention_follows_its_compensated_gradient(attended):
+    """∂/∂e of the loss with h ← σ(s e) ⊙ h and of the sparsity, written out; then the paper's formula in NumPy."""
+    driven, stages = attended
+    memory = stages[0].progress.memory._replace(current=jnp.int32(1), step=jnp.int32(2))
+    params, batch, s = stages[0].progress.params, driven.rows(1), float(sharpness(memory))
+    used = np.asarray(memory.used[0])
+
+    def loss(e):
+        a = jax.nn.sigmoid(s * e)
+        task = mean_loss(lambda p, x: by_gated_units(p, x, a), params, batch)
+        return task + 0.75 * jnp.sum(a * (1 - used)) / np.sum(1 - used)
+
+    e = memory.embeddings[0][1]
+    q, e = np.asarray(jax.jit(jax.grad(loss))(e)), np.asarray(e)
+    q = q * 50.0 / s * (np.cosh(np.clip(s * e, -50, 50)) + 1) / (np.cosh(e) + 1)
+    _, _, after = jax.jit(driven.learner.gradient)(memory, params, batch, jax.random.key(0))
+    np.testing.assert_allclose(after.embeddings[0][1], np.clip(e - 0.05 * q, -6, 6), rtol=1e-9)
+    np.testing.assert_array_equal(after.embeddings[0][0], memory.embeddings[0][0])
+
+
+def test_sharpness_rises_from_end_to_end(attended):
+    driven, _ = attended
+    memory = driven.begin().memory
+    at = lambda step: float(sharpness(memory._replace(step=jnp.int32(step))))
+    assert at(0) == pytest.approx(1 / 50)
+    assert at(5) == pytest.approx(50)
+    assert compensated(jnp.ones(()), jnp.zeros(()), jnp.float64(50.0), jnp.float64(50.0)) == 1  # nothing to mend
+
+
+def test_updates_are_scaled_by_what_is_free(attended):
+    """1 − min(a_i, a_j) on a hidden layer, 1 − a_j into it, and nothing to outputs of earlier tasks; by hand."""
+    driven, stages = attended
+    memory = stages[0].progress.memory
+    before = stages[0].progress.params
+    after = jax.tree.map(lambda p: p + 1, before)
+    moved, _, _ = driven.learner.after_step(memory, before, after, (), driven.rows(1), jax.random.key(0))
+    a, old = np.asarray(memory.used[0]), np.asarray(memory.outputs)
+    way = jax.tree.map(lambda m, b: np.asarray(m - b), moved, before)
+    np.testing.assert_allclose(way[0]["w"], np.broadcast_to(1 - a, (4, 8)), atol=1e-12)
+    np.testing.assert_allclose(way[0]["b"], 1 - a, atol=1e-12)
+    np.testing.assert_allclose(way[1]["w"], np.broadcast_to(1.0 * ~old, (8, 6)), atol=1e-12)
+    assert old.sum() == 2
+    assert a.max() > 0.9
+
+
+def test_between_hidden_layers_the_less_needed_end_decides():
+    model = mlp(2, 3, 2, 2)
+    params = model.init(jax.random.key(0))
+    used = (jnp.array([1.0, 0.5, 0.0]), jnp.array([0.25, 1.0]))
+    found = jax.tree.map(jnp.minimum, leaving(model, params, used), entering(model, params, used))
+    np.testing.assert_array_equal(found[1]["w"], np.minimum(used[0][:, None], used[1]))
+    np.testing.assert_array_equal(found[0]["w"], np.broadcast_to(used[0], (2, 3)))
+    np.testing.assert_array_equal(found[1]["b"], used[1])
+
+
+@pytest.mark.parametrize(
+    ("build", "sentence"),
+    [
+        (lambda: cl.xdg(1.0), r"share must be in \[0, 1\), got 1.0"),
+        (lambda: cl.packnet(0.0), r"keep must be in \(0, 1\], got 0.0"),
+        (lambda: cl.packnet(retrain=1.0), r"retrain must be in \[0, 1\), got 1.0"),
+        (lambda: cl.hat(-0.1), "strength must be at least 0"),
+        (lambda: cl.hat(sharpest=0.0), "sharpest must be positive"),
+        (lambda: cl.hat(cycle=0), "cycle must be at least 1"),
+    ],
+)
+def test_what_cannot_isolate_is_refused_with_a_sentence(build, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        build()
