@@ -2,7 +2,7 @@
 
 from bptoolkit.continual.boundaries import blurry, online
 from bptoolkit.continual.calibration import brier_score, calibration_error
-from bptoolkit.continual.controls import joint, naive
+from bptoolkit.continual.controls import cumulative, joint, naive, random_features, separate, shallow
 from bptoolkit.continual.cost import memory_bytes
 from bptoolkit.continual.diagnose import Diagnosis, diagnose
 from bptoolkit.continual.distilled_replay import der, der_plus_plus
@@ -51,6 +51,7 @@ __all__ = [
     "calibration_error",
     "choose_layout",
     "compare",
+    "cumulative",
     "der",
     "der_plus_plus",
     "diagnose",
@@ -78,11 +79,14 @@ __all__ = [
     "packnet",
     "permutation_test",
     "permuted",
+    "random_features",
     "replay",
     "reservoir_replay",
     "rotated",
     "run",
     "run_grid",
+    "separate",
+    "shallow",
     "si",
     "split",
     "stability_gap",

@@ -1,0 +1,116 @@
+"""Controls: separate nets are independent nets, frozen weights are frozen, what each stage trains on."""
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from bptoolkit import continual as cl
+from bptoolkit import learning
+from bptoolkit.continual.readout import readout
+from bptoolkit.fixed_point import almeida_pineda, implicit, picard
+from bptoolkit.models import equilibrium, mlp, rate_cell
+from bptoolkit.types import Info, Model
+
+MODEL = mlp(4, 5, 6)
+MOMENTUM = optax.sgd(0.1, momentum=0.9)  # moves also what has no gradient, as Adam does
+
+
+@pytest.fixture(scope="module")
+def separated(clouds, drive):
+    driven = drive(cl.separate(learning.backprop(MODEL)), clouds("task"), MOMENTUM)
+    return driven, driven.run()
+
+
+def test_separate_nets_are_nets_trained_on_their_own(separated, clouds, drive):
+    """Each net equals one that starts at the same weights, with a fresh optimiser, and never meets another task."""
+    driven, stages = separated
+    alone = drive(learning.backprop(MODEL), clouds("task"), MOMENTUM)
+    drawn = driven.begin().memory.nets[0]
+    for task, stage in enumerate(stages):
+        start = jax.tree.map(lambda leaf, task=task: leaf[task], drawn)
+        independent = alone.stage(alone.begin()._replace(params=start, opt_state=MOMENTUM.init(start)), task)
+        chex.assert_trees_all_close(stage.progress.params, independent.progress.params, atol=1e-12)
+        np.testing.assert_allclose(stages[-1].logits[task], independent.logits[task], atol=1e-12)
+
+
+def test_an_optimiser_that_remembers_would_train_other_nets(separated, clouds, drive):
+    """Control: without the fresh optimiser state the second net ends elsewhere."""
+    driven, stages = separated
+    keeps = driven.learner._replace(curriculum=driven.learner.curriculum._replace(reset_optimizer=False))
+    second = drive(keeps, clouds("task"), MOMENTUM).run()[1].progress.params
+    gaps = jax.tree.map(lambda a, b: float(np.abs(a - b).max()), second, stages[1].progress.params)
+    assert max(jax.tree.leaves(gaps)) > 1e-3
+
+
+def test_within_a_task_its_net_is_the_one_being_trained(separated):
+    """Before the task ends, its answers come from the current weights, and other tasks' from what is kept."""
+    driven, stages = separated
+    params, memory = driven.learner.start_task(
+        stages[0].progress.memory, MODEL.init(jax.random.key(9)), jnp.int32(1), jax.random.key(0)
+    )
+    moved = jax.tree.map(lambda p: p + 1, params)
+    answer = lambda task: driven.learner.predict(memory, moved, driven.rows(task))[0]
+    np.testing.assert_allclose(answer(1), jax.vmap(MODEL.apply, (None, 0))(moved, driven.rows(1).x)[0], atol=1e-12)
+    np.testing.assert_allclose(answer(0), stages[0].logits[0], atol=1e-12)
+
+
+def test_separate_refuses_a_learner_that_trains_on_all():
+    with pytest.raises(ValueError, match="take away joint or cumulative"):
+        cl.separate(cl.joint(learning.backprop(MODEL)))
+
+
+NETS = {"static": MODEL, "recurrent": equilibrium(rate_cell(4, 5, 6), implicit(picard(), almeida_pineda()))}
+
+
+def test_the_readout_is_what_leads_to_the_outputs():
+    params = {name: net.init(jax.random.key(1)) for name, net in NETS.items()}
+    found = {name: readout(net, params[name], jax.random.key(2)) for name, net in NETS.items()}
+    whole = lambda tree: jax.tree.map(lambda leaf: bool(np.all(leaf)), tree)
+    none = lambda tree: jax.tree.map(lambda leaf: not np.any(leaf), tree)
+    assert whole(found["static"])[1] == {"w": True, "b": True}
+    assert none(found["static"])[0] == {"w": True, "b": True}
+    assert whole(found["recurrent"]) == {"w": False, "u": False, "b": False, "v": True, "c": True}
+    assert none(found["recurrent"]) == {"w": True, "u": True, "b": True, "v": False, "c": False}
+
+
+def test_a_model_that_shows_nothing_has_no_readout_to_train():
+    hidden = Model(MODEL.init, lambda params, x: (x, Info()))
+    with pytest.raises(ValueError, match="layers or a cell is needed"):
+        readout(hidden, MODEL.init(jax.random.key(0)), jax.random.key(1))
+
+
+@pytest.mark.parametrize("net", NETS)
+def test_random_features_stay_as_they_were_drawn(net, clouds, drive):
+    """With momentum: bit for bit, while the readout learns."""
+    driven = drive(cl.random_features(learning.backprop(NETS[net])), clouds(), MOMENTUM)
+    start = driven.begin()
+    end = driven.stage(start, 0).progress.params
+    trained = start.memory.trained
+    for before, after, free in zip(*map(jax.tree.leaves, (start.params, end, trained)), strict=True):
+        assert np.array_equal(before, after) == (not np.any(free))
+
+
+def test_what_each_stage_trains_on():
+    tasks = jnp.arange(3)
+    for strategy, fresh in ((cl.cumulative, False), (cl.joint, True)):
+        plan = strategy(learning.backprop(MODEL)).curriculum
+        assert [plan.sources(tasks, k).tolist() for k in range(3)] == [
+            [True, False, False],
+            [True, True, False],
+            [True] * 3,
+        ]
+        assert [plan.rounds(k) for k in range(3)] == [1, 2, 3]
+        assert plan.fresh == fresh
+
+
+def test_shallow_is_softmax_regression_of_the_streams_sizes(clouds):
+    """No hidden units: the logits are affine in the input."""
+    model = cl.shallow(clouds())
+    params = model.init(jax.random.key(0))
+    f = lambda x: model.apply(params, x)[0]
+    x, y = jax.random.normal(jax.random.key(1), (2, 4))
+    assert f(x).shape == (6,)
+    np.testing.assert_allclose(f(x + y) - f(y), f(x) - f(0 * x), atol=1e-12)
