@@ -5,6 +5,7 @@ from bptoolkit.continual.calibration import brier_score, calibration_error
 from bptoolkit.continual.controls import cumulative, joint, naive, random_features, separate, shallow
 from bptoolkit.continual.cost import memory_bytes
 from bptoolkit.continual.diagnose import Diagnosis, diagnose
+from bptoolkit.continual.distil import lwf
 from bptoolkit.continual.distilled_replay import der, der_plus_plus
 from bptoolkit.continual.experiment import Cost, Experiment, Result
 from bptoolkit.continual.fisher import fisher
@@ -70,6 +71,7 @@ __all__ = [
     "l2_anchor",
     "label_shuffled",
     "learning_accuracy",
+    "lwf",
     "mas",
     "memory_bytes",
     "minimum_accuracy",
