@@ -9,6 +9,7 @@ from bptoolkit.continual.distil import lwf
 from bptoolkit.continual.distilled_replay import der, der_plus_plus
 from bptoolkit.continual.experiment import Cost, Experiment, Result
 from bptoolkit.continual.fisher import fisher
+from bptoolkit.continual.functional import fromp
 from bptoolkit.continual.gdumb import gdumb
 from bptoolkit.continual.gem import agem, gem
 from bptoolkit.continual.generative_classifier import generative_classifier
@@ -60,6 +61,7 @@ __all__ = [
     "fisher",
     "forgetting",
     "forward_transfer",
+    "fromp",
     "gdumb",
     "gem",
     "generative_classifier",
