@@ -29,6 +29,7 @@ from bptoolkit.continual.metrics import (
     stability_gap,
     worst_case_accuracy,
 )
+from bptoolkit.continual.project import ogd
 from bptoolkit.continual.regularise import ewc, l2_anchor, mas, online_ewc, si
 from bptoolkit.continual.rehearse import replay, reservoir_replay
 from bptoolkit.continual.run import Moment, RunState, run, run_grid
@@ -78,6 +79,7 @@ __all__ = [
     "memory_bytes",
     "minimum_accuracy",
     "naive",
+    "ogd",
     "online",
     "online_ewc",
     "packnet",
