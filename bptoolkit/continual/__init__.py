@@ -3,6 +3,7 @@
 from bptoolkit.continual.boundaries import blurry, online
 from bptoolkit.continual.calibration import brier_score, calibration_error
 from bptoolkit.continual.controls import cumulative, joint, naive, random_features, separate, shallow
+from bptoolkit.continual.convert import Convention, convert_strength
 from bptoolkit.continual.cost import memory_bytes
 from bptoolkit.continual.diagnose import Diagnosis, diagnose
 from bptoolkit.continual.distil import lwf
@@ -33,11 +34,13 @@ from bptoolkit.continual.project import ogd
 from bptoolkit.continual.regularise import ewc, l2_anchor, mas, online_ewc, si
 from bptoolkit.continual.rehearse import replay, reservoir_replay
 from bptoolkit.continual.run import Moment, RunState, run, run_grid
+from bptoolkit.continual.rwalk import rwalk
 from bptoolkit.continual.statistics import Comparison, compare, permutation_test
 from bptoolkit.continual.streams import Stream, label_shuffled, permuted, rotated, split
 
 __all__ = [
     "Comparison",
+    "Convention",
     "Cost",
     "Diagnosis",
     "Experiment",
@@ -54,6 +57,7 @@ __all__ = [
     "calibration_error",
     "choose_layout",
     "compare",
+    "convert_strength",
     "cumulative",
     "der",
     "der_plus_plus",
@@ -91,6 +95,7 @@ __all__ = [
     "rotated",
     "run",
     "run_grid",
+    "rwalk",
     "separate",
     "shallow",
     "si",
