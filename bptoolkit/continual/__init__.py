@@ -1,5 +1,6 @@
 """Sequences of tasks and what they do to a net: streams, strategies against forgetting, the runner, the metrics."""
 
+from bptoolkit.continual.activity import Plasticity, effective_rank, plasticity, weight_norm
 from bptoolkit.continual.boundaries import blurry, online
 from bptoolkit.continual.calibration import brier_score, calibration_error
 from bptoolkit.continual.controls import cumulative, joint, naive, random_features, separate, shallow
@@ -33,6 +34,7 @@ from bptoolkit.continual.metrics import (
 from bptoolkit.continual.project import ogd
 from bptoolkit.continual.regularise import ewc, l2_anchor, mas, online_ewc, si
 from bptoolkit.continual.rehearse import replay, reservoir_replay
+from bptoolkit.continual.renewal import continual_backprop, l2_init, redo, shrink_and_perturb
 from bptoolkit.continual.run import Moment, RunState, run, run_grid
 from bptoolkit.continual.rwalk import rwalk
 from bptoolkit.continual.statistics import Comparison, compare, permutation_test
@@ -46,6 +48,7 @@ __all__ = [
     "Experiment",
     "Layout",
     "Moment",
+    "Plasticity",
     "Result",
     "RunState",
     "Stream",
@@ -57,11 +60,13 @@ __all__ = [
     "calibration_error",
     "choose_layout",
     "compare",
+    "continual_backprop",
     "convert_strength",
     "cumulative",
     "der",
     "der_plus_plus",
     "diagnose",
+    "effective_rank",
     "ewc",
     "fisher",
     "forgetting",
@@ -76,6 +81,7 @@ __all__ = [
     "intransigence",
     "joint",
     "l2_anchor",
+    "l2_init",
     "label_shuffled",
     "learning_accuracy",
     "lwf",
@@ -89,7 +95,9 @@ __all__ = [
     "packnet",
     "permutation_test",
     "permuted",
+    "plasticity",
     "random_features",
+    "redo",
     "replay",
     "reservoir_replay",
     "rotated",
@@ -98,9 +106,11 @@ __all__ = [
     "rwalk",
     "separate",
     "shallow",
+    "shrink_and_perturb",
     "si",
     "split",
     "stability_gap",
+    "weight_norm",
     "worst_case_accuracy",
     "xdg",
 ]
