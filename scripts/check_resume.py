@@ -45,11 +45,9 @@ def main(options: Options) -> int:
     with tempfile.TemporaryDirectory() as temporary:
         top = Path(temporary)
         try:
-            ended(start(options, top / "first"))  # compiles
             began = time.monotonic()
             ended(start(options, top / "whole"))
-            seconds = time.monotonic() - began
-            print(f"Never killed: {seconds:.1f} s.", flush=True)
+            seconds = (time.monotonic() - began) * 0.7  # the others find their programs compiled
             while kills < options.kills:
                 folder = top / f"after{kills}"
                 made = killed(options, folder, draw, seconds, options.kills - kills)

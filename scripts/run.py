@@ -78,7 +78,9 @@ def main(arguments: list[str]) -> int:
         check_fields(options)
         return execute(console, name, question, module, config, options)
     except runs.Interrupted as error:
-        tell_error(f"{escape(str(error))} The same command goes on from there.")
+        kept = "--from" not in arguments[:1] or "--into" in arguments
+        onward = "The same command goes on from there." if kept else "A repetition without --into is removed."
+        tell_error(f"{escape(str(error))} {onward}")
         return error.exit_code
     except (ValueError, FileNotFoundError, runs.RunError) as error:
         tell_error(f"[bold red]Error:[/] {escape(str(error))}")

@@ -68,7 +68,9 @@ def load_state(folder: Path, about: Mapping[str, Any]) -> tuple[RunState | None,
     for number in sorted(there, reverse=True):
         try:
             return _read(there[number], about), said
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except RunError:
+            raise
+        except Exception as error:  # of any kind, as its bytes may be anything
             last = number == min(there)
             instead = "the combination starts anew" if last else "the one before it is taken"
             said.append(f"The checkpoint {there[number]} is damaged ({first_line(error)}): {instead}.")

@@ -63,11 +63,21 @@ def open_run(folder: Path | str, config: Mapping[str, Any], *, again: bool = Fal
     if is_finished(folder) and not again:
         return Run(folder, found=True)
     if again:
-        shutil.rmtree(folder / UNFINISHED, ignore_errors=True)
+        remove(folder / UNFINISHED)
     told = environment(config) | {"earlier": earlier(folder)}
     write_json(folder / CONFIG, config)
     write_json(folder / ENVIRONMENT, told)
     return Run(folder, found=False)
+
+
+def remove(folder: Path) -> None:
+    """A folder, if it is there."""
+    try:
+        shutil.rmtree(folder)
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise RunError(f"{folder} cannot be removed ({first_line(error)}). Remove it, or own it.") from error
 
 
 def is_finished(folder: Path) -> bool:
@@ -80,8 +90,20 @@ def earlier(folder: Path) -> list[dict[str, Any]]:
     if not (folder / UNFINISHED).is_dir() or not (folder / ENVIRONMENT).is_file():
         return []
     last = read_json(folder / ENVIRONMENT)
-    before = last.pop("earlier", [])
+    before = last.pop("earlier", None) or []
     return [*before, {name: value for name, value in last.items() if name != "packages"}]
+
+
+def other_devices(folder: Path) -> str | None:
+    """A sentence where a run goes on on other devices than it began with."""
+    told = read_json(folder / ENVIRONMENT)
+    before = next((start.get("devices") for start in told["earlier"]), told["devices"])
+    if before == told["devices"]:
+        return None
+    return (
+        f"This run began on {', '.join(map(str, before))} and goes on on {', '.join(told['devices'])}: its results are "
+        "the same to rounding, not bit for bit. The devices it began with would make them so."
+    )
 
 
 def finish(folder: Path | str, state: str = "finished", error: str | None = None) -> None:
@@ -141,8 +163,10 @@ def load_dataset(path: Path) -> "xarray.Dataset":
 def recorded_devices(folder: Path | str) -> int | None:
     """How many CPU devices the latest start in `folder` had; None where there was none, or where it had others."""
     path = Path(folder) / ENVIRONMENT
-    devices = read_json(path).get("devices", []) if path.is_file() else []
-    return len(devices) if devices and all(str(device).startswith("cpu:") for device in devices) else None
+    devices = read_json(path).get("devices") if path.is_file() else None
+    if not isinstance(devices, list) or not devices:
+        return None
+    return len(devices) if all(str(device).startswith("cpu:") for device in devices) else None
 
 
 def plain(config: Mapping[str, Any]) -> dict[str, Any]:

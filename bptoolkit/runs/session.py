@@ -36,6 +36,7 @@ from bptoolkit.runs.record import (
     load_dataset,
     load_results,
     open_run,
+    other_devices,
     plain,
     save_dataset,
     save_results,
@@ -114,6 +115,8 @@ def carry_out(
             say(sentence)
 
         with closing(folder, watched), interruptible() as interruption:
+            if moved := other_devices(folder):
+                note(moved)
             about = {"configuration": config, "software": software()}
             every = [
                 _Combination(folder, name, experiment, about, watched, interruption, save_every, note)
@@ -145,11 +148,6 @@ class _Combination:
         for sentence in said:
             self.say(sentence)
         result = run(self.experiment, key, seeds, state=state, on_progress=self.progress, on_task=self.task)
-        if state is not None and str(state.layout) != result.cost.layout:
-            self.say(
-                f"{self.name} began on {state.layout} and went on with {result.cost.layout}: its results are the same "
-                "to rounding, not bit for bit. As many devices as before would make them so."
-            )
         save_weights(self.weights, result.params)
         save_dataset(self.part, cell(result).assign_attrs(about=json.dumps(self.about)))
         shutil.rmtree(self.place, ignore_errors=True)
@@ -160,10 +158,11 @@ class _Combination:
             return False
         try:
             data = load_dataset(self.part)
-        except RunError as error:
-            self.say(f"{first_line(error)} {self.name} starts anew.")
+            about = json.loads(data.attrs["about"])
+        except (RunError, KeyError, TypeError, ValueError) as error:
+            self.say(f"{self.part} is damaged ({first_line(error)}): {self.name} starts anew.")
             return False
-        require_same(self.part, json.loads(data.attrs["about"]), self.about)
+        require_same(self.part, about, self.about)
         return self.weights.is_file()
 
     def progress(self, moment: Moment, state: RunState) -> None:

@@ -188,14 +188,19 @@ def test_nothing_is_lost_beyond_the_last_save(tmp_path, monkeypatch):
     assert differences(ends[0], ends[1]) == differences(ends[0], ends[2]) == []
 
 
-def test_fewer_devices_than_before_are_told(tmp_path, monkeypatch):
+def test_other_devices_than_before_are_told(whole, tmp_path, monkeypatch):
+    """What began on two goes on on the one there is; the results are the same here, where one device did it all."""
     layout = Layout(2, stacked=True)
     save = lambda folder, state, about: save_state(folder, state._replace(layout=layout), about)
-    monkeypatch.setattr("bptoolkit.runs.session.save_state", save)
-    folder, said = broken_off(tmp_path / "run", 2), []
+    with monkeypatch.context() as patch:
+        patch.setattr("bptoolkit.runs.session.save_state", save)
+        folder, said = broken_off(tmp_path / "run", 2), []
+    record = json.loads((folder / "environment.json").read_text())
+    (folder / "environment.json").write_text(json.dumps(record | {"devices": ["cpu:0 cpu", "cpu:1 cpu"]}))
     carry_out(folder, CONFIG, TINY, say=said.append)
     assert len(said) == 1
-    assert "began on 2 devices, seeds stacked and went on with 1 device, seeds stacked" in said[0]
+    assert "began on cpu:0 cpu, cpu:1 cpu and goes on on cpu:0 cpu: its results are the same to rounding" in said[0]
+    assert differences(whole, folder) == []
 
 
 def test_again_does_not_go_on_with_what_was_begun(tmp_path):
@@ -335,6 +340,16 @@ def test_the_lock_of_a_killed_process_holds_nothing(tmp_path):
 
 
 # bad input
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("key", None), ("key", -1), ("key", 2**32), ("key", True), ("seeds", None), ("seeds", "2"), ("seeds", [1.5])],
+)
+def test_a_configuration_without_key_or_seeds_is_refused(tmp_path, name, value):
+    with pytest.raises(ValueError, match=f"{name} must be"):
+        carry_out(tmp_path / "run", CONFIG | {name: value}, TINY)
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("name", ["static/naive", "a/b/c/d", "a//c", "../naive/class", "a/b/.c"])

@@ -3,11 +3,12 @@
 import importlib.util
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from bptoolkit import runs
@@ -69,10 +70,47 @@ def test_a_run_is_kept_found_again_and_repeats_bit_for_bit(command, tmp_path):
     assert found.returncode == 0
     assert "already" in found.stdout
 
-    assert command("split_digits", *TINY, "--again", cwd=tmp_path).returncode == 0
-    repeated = runs.load_results(folder)
-    for name in ("accuracy", "train_accuracy", "loss"):
-        np.testing.assert_array_equal(results[name].values, repeated[name].values)
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+    repeated = command("--from", folder, "--quiet", cwd=tmp_path)
+    assert (repeated.returncode, repeated.stdout.splitlines()[0]) == (0, "Bit-identical: results and weights.")
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
+
+    accuracy = results["accuracy"].copy(deep=True)
+    accuracy.values[0, 0, 0, 1, 2, 3] += 0.5
+    runs.save_results(folder, results.assign(accuracy=accuracy))
+    differing = command("--from", folder, "--into", "repeated", "--quiet", cwd=tmp_path)
+    assert differing.returncode == 1
+    assert f"accuracy differs in 1 of {accuracy.size} values, by at most 0.5." in differing.stdout
+    assert runs.load_results(tmp_path / "repeated")["accuracy"].equals(results["accuracy"])
+
+
+@pytest.mark.slow
+def test_a_run_killed_three_times_ends_bit_identical(compiled, tmp_path):
+    """As `scripts/check_resume.py` does it: processes killed at random moments, the first half within their start."""
+    script = [sys.executable, str(ROOT / "scripts" / "check_resume.py"), "--kills", "3", "--strategies", "naive"]
+    environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": str(compiled)}
+    done = subprocess.run(
+        [*script, "--steps", "100", "--save-every", "20"], env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.endswith("3 kills, all runs bit-identical.\n")
+
+
+@pytest.mark.slow
+def test_ctrl_c_saves_and_says_how_to_go_on(compiled, tmp_path):
+    line = [sys.executable, str(ROOT / "scripts" / "run.py"), "split_digits", *TINY, "--steps", "100000"]
+    environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": str(compiled)}
+    process = subprocess.Popen(line, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True)
+    while not list(tmp_path.glob("runs/*/log.jsonl")):
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, told = process.communicate()
+    assert process.returncode == 130
+    assert "static/naive/class is saved after" in told
+    assert "The same command goes on from there." in told
+    assert "Traceback" not in told
+    assert len(list(tmp_path.glob("runs/*/unfinished/static/naive/class/0*"))) == 1
 
 
 BAD = {
@@ -84,6 +122,8 @@ BAD = {
     "no replay rows": (["split_digits", "--per-class", "0"], "per_class must be a whole number of at least 1"),
     "no units": (["split_digits", "--units", "0"], "units must be a whole number of at least 1"),
     "no devices": (["split_digits", "--devices", "0"], "devices must be a whole number of at least 1"),
+    "nothing between saves": (["split_digits", "--save-every", "0"], "save_every must be a whole number of at least 1"),
+    "no run to repeat": (["--from", "nowhere"], "nowhere/config.json must be a JSON file"),
 }
 
 
