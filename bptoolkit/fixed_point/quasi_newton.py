@@ -96,7 +96,7 @@ def shine(refine: int = 0) -> Biased:
         refine: steps after the first guess, at least 0.
 
     Raises:
-        ValueError: a negative number of steps; a forward solver that is not `broyden`.
+        ValueError: a negative number of steps; a forward solver that is not `broyden`; a complex state.
 
     Reference: Ramzi et al. (2022), ICLR, "SHINE".
     """
@@ -126,6 +126,8 @@ def _shared_inverse(factors: PyTree, g: Inexact[Array, "n"]):
             f"shine needs the factors of a forward broyden solver, got those of {type(factors).__name__}.\n"
             "Take implicit(broyden(), shine())."
         )
+    if jnp.iscomplexobj(factors.u):
+        raise ValueError(f"shine needs a real state, got {factors.u.dtype} factors. Take exact() for complex states.")
     u, v = jax.lax.stop_gradient((factors.u.astype(g.dtype), factors.v.astype(g.dtype)))
     return lambda x: _times(v, u, x)
 

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.flatten_util import ravel_pytree
 from jax.typing import DTypeLike
-from jaxtyping import Array, Bool, Float, Inexact
+from jaxtyping import Array, Bool, Float
 
 from bptoolkit import trees
 from bptoolkit.fixed_point import automatic
@@ -25,6 +25,7 @@ from bptoolkit.fixed_point.failure import Policy, adjoint_or, check_policy, sett
 from bptoolkit.fixed_point.precision import settled_narrowly
 from bptoolkit.fixed_point.solve import Solution, Status, Stop, check_map, norm, solve
 from bptoolkit.fixed_point.solvers import Solver
+from bptoolkit.fixed_point.stability import coordinates
 from bptoolkit.types import Memory, PyTree, State
 
 __all__ = ["Relaxation", "implicit", "new_probe", "value_and_grad"]
@@ -70,6 +71,9 @@ def implicit(
             status, error); see `value_and_grad` for the whole adjoint state.
         extra: args -> keyword arguments for the solver's update, such as the `resolvent` of operator splitting.
 
+    Complex states: f need not be holomorphic, the adjoint is solved in real and imaginary parts.  Gradients with
+    respect to complex args are jax's, ∂L/∂Re − i ∂L/∂Im: descend along their conjugate.
+
     Outside `jit` each call traces f anew (some tenths of a second): put the gradient under `jax.jit`.
 
     Args:
@@ -95,13 +99,14 @@ def implicit(
     def relax(
         f: Map, args: PyTree, z0: State, *, stop: Stop = stop, start: State = None, probe=None, extra=None
     ) -> Solution:
-        flat, unravel = ravel_pytree(lax.stop_gradient(z0))
+        ravel = _ravel_of(z0)
+        flat, unravel = ravel(lax.stop_gradient(z0))
         check_map(lambda z: f(args, z), z0)
         traced, captured = jax.closure_convert(f, args, z0)
-        step = lambda args, z: ravel_pytree(traced(args[0], unravel(z), *args[1]))[0]
+        step = lambda args, z: ravel(traced(args[0], unravel(z), *args[1]))[0]
         args = (args, captured)
         probe = new_probe(flat) if probe is None else probe
-        start = None if start is None else ravel_pytree(lax.stop_gradient(start))[0]
+        start = None if start is None else ravel(lax.stop_gradient(start))[0]
 
         frozen = lax.stop_gradient(args)
         told = {} if extra is None else extra(frozen[0])
@@ -110,10 +115,19 @@ def implicit(
         settled = _settled(run, f, args[0], still, unravel(flat), stop, coarse)
         aside = Aside(start, lax.stop_gradient(settled.memory), settled.status == Status.CONVERGED)
         fixed = _differentiable(step, _under(on_failure, adjoint))
-        value = unravel(fixed(args, probe, aside, ravel_pytree(settled.value)[0]))
+        value = unravel(fixed(args, probe, aside, ravel(settled.value)[0]))
         return settled_or(on_failure, lax.stop_gradient(settled)._replace(value=value))
 
     return relax
+
+
+def _ravel_of(z: State) -> Callable:
+    """z as one vector, and the way back; real and imaginary parts side by side where z is complex.
+
+    J of a complex map that is not holomorphic is linear over the real numbers only, and its transpose with it.
+    """
+    complex_somewhere = any(jnp.iscomplexobj(leaf) for leaf in jax.tree.leaves(z))
+    return coordinates if complex_somewhere else ravel_pytree
 
 
 def _run(solver: Solver | None, f: Callable, z0: State, stop: Stop, *, every: int, compact: int | None, **told):
@@ -135,7 +149,7 @@ def _settled(run: Callable, f: Map, args: PyTree, still: Callable, z0: State, st
 class Aside(NamedTuple):
     """What the adjoint gets of the forward relaxation, beside the state."""
 
-    start: Inexact[Array, "n"] | None  # λ₀
+    start: Float[Array, "n"] | None  # λ₀
     factors: Memory  # of the forward solver
     converged: Bool[Array, ""]
 
@@ -143,7 +157,7 @@ class Aside(NamedTuple):
 def _under(policy: Policy, adjoint: Adjoint):
     """The adjoint with its λ under the policy, and its report as it is."""
 
-    def judged(aside: Aside, matvec, g: Inexact[Array, "n"], start=None) -> Solution:
+    def judged(aside: Aside, matvec, g: Float[Array, "n"], start=None) -> Solution:
         solution = adjoint(matvec, g, start=start, factors=aside.factors)
         return solution._replace(value=adjoint_or(policy, aside.converged, isinstance(adjoint, Biased), solution))
 
@@ -154,7 +168,7 @@ def _differentiable(step: Map, adjoint):
     """The identity on a settled state z, with the derivative of the fixed point with respect to args."""
 
     @jax.custom_jvp
-    def fixed(args: PyTree, probe: Probe, aside: Aside, z: Inexact[Array, "n"]) -> Inexact[Array, "n"]:
+    def fixed(args: PyTree, probe: Probe, aside: Aside, z: Float[Array, "n"]) -> Float[Array, "n"]:
         del args, probe, aside
         return z
 
@@ -169,13 +183,13 @@ def _differentiable(step: Map, adjoint):
     return fixed
 
 
-def _tangent(linear, pushed: Inexact[Array, "n"], probe: Probe, adjoint, start) -> Inexact[Array, "n"]:
+def _tangent(linear, pushed: Float[Array, "n"], probe: Probe, adjoint, start) -> Float[Array, "n"]:
     """Solve (I − J) v = pushed.  The probe rides along behind an identity block, where the transposed solve reports.
 
     Both travel as one vector: the transpose rule fails on a part whose tangent is known to be zero.
     """
     n, narrow = pushed.size, pushed.dtype
-    wide = jnp.result_type(probe) if not jnp.iscomplexobj(pushed) else jnp.result_type(pushed)
+    wide = jnp.result_type(probe)
 
     def join(v, tail):
         return jnp.concatenate([v.astype(wide), tail.astype(wide)])

@@ -188,7 +188,7 @@ def _mixing_weights(past: History, ridge: float) -> Inexact[Array, "depth"]:
     cosine = [[past.gram[i, j] * (inverse[i] * inverse[j]).astype(dtype) for j in range(i)] for i in range(len(sizes))]
     one = jnp.full_like(sizes[0], 1 + max(ridge, 4 * least))
     solved = _eliminate(cosine, one, [x.astype(dtype) for x in inverse], least)
-    w = [x * scale for x, scale in zip(solved, inverse, strict=True)]
+    w = [x * scale.astype(dtype) for x, scale in zip(solved, inverse, strict=True)]
     return jnp.stack(w) / sum(w)
 
 
@@ -201,7 +201,7 @@ def _eliminate(below: list[list], diagonal: Float[Array, ""], right: list, least
     n, below, right = len(right), [list(row) for row in below], list(right)
     diagonals = [diagonal] * n
     for k in range(n):
-        inverse = 1 / jnp.maximum(diagonals[k], least)
+        inverse = (1 / jnp.maximum(diagonals[k], least)).astype(right[k].dtype)
         for i in range(k + 1, n):
             share = below[i][k] * inverse
             diagonals[i] = diagonals[i] - (share * below[i][k].conj()).real
@@ -211,7 +211,7 @@ def _eliminate(below: list[list], diagonal: Float[Array, ""], right: list, least
     for k in reversed(range(n)):
         for j in range(k + 1, n):
             right[k] = right[k] - below[j][k].conj() * right[j]
-        right[k] = right[k] / jnp.maximum(diagonals[k], least)
+        right[k] = right[k] / jnp.maximum(diagonals[k], least).astype(right[k].dtype)
     return right
 
 
