@@ -87,6 +87,23 @@ def test_silent_units_have_no_effect_at_all(gated):
     assert np.abs(answer(params, 1) - answer(other, 1)).max() > 0.1
 
 
+def test_a_penalty_outside_sees_the_gated_net(gated):
+    """EWC around XdG takes the Fisher information of the net under the task's own gate; control: not of the whole."""
+    driven, stages = gated
+    learner = cl.ewc(1.0)(driven.learner)
+    params, inner = stages[0].progress.params, stages[0].progress.memory
+    memory = learner.init(params, driven.spec, jax.random.key(0))._replace(inner=inner)
+    found = jax.jit(lambda m, p: learner.end_task(m, p, driven.task(1), jax.random.key(3))[1].importance)(
+        memory, params
+    )
+    gate = inner.gates[0][1]
+    of = jax.jit(cl.fisher, static_argnums=0)
+    silenced = Model(STATIC.init, lambda p, x: (by_gated_units(p, x, gate), Info()))
+    expected, whole = (of(m, params, driven.rows(1), jax.random.key(0)) for m in (silenced, STATIC))
+    chex.assert_trees_all_close(found, jax.tree.map(lambda f: f / 8, expected), atol=1e-12)
+    assert differ(expected, whole) > 1e-3
+
+
 @pytest.mark.parametrize("cell", RECURRENT.values(), ids=RECURRENT)
 def test_gates_on_weights_are_gates_on_the_settled_state(cell):
     """z ← g ⊙ f(z) iterated by hand, against the settled net whose weights are scaled."""

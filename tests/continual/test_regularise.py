@@ -158,6 +158,8 @@ def test_the_pull_is_the_gradient_of_the_penalty_as_written(consolidated, ends, 
     found = trees.subtract(gradient(memory, ends[2]), gradient(without, ends[2]))
     chex.assert_trees_all_close(found, jax.grad(penalty)(ends[2]), atol=1e-12)
     assert numbers(found).max() > 1e-3
+    plain = jax.jit(lambda p: learning.backprop(MODEL).gradient((), p, driven.rows(2), jax.random.key(0))[0])
+    chex.assert_trees_all_equal(gradient(without, ends[2]), plain(ends[2]))  # strength 0 is naive, bit for bit
 
 
 @pytest.mark.parametrize(
