@@ -22,7 +22,7 @@ def main(folders: tyro.conf.Positional[tuple[Path, ...]], to: Path | None = None
     """
     try:
         page = write(folders, to)
-    except runs.RunError as error:
+    except (ValueError, runs.RunError) as error:
         print(f"Error: {error}", file=sys.stderr)
         return 2
     print(page)

@@ -1,15 +1,17 @@
 """One self-contained page about a run, written from its folder alone: it needs no network and no other file."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from bptoolkit.runs.figures import Drawn, figures, names, scenario_of, write_figures
 from bptoolkit.runs.flat import flat
 from bptoolkit.runs.latex import latex_tables
 from bptoolkit.runs.page import Picture, picture, render, without_lone
-from bptoolkit.runs.record import CONFIG, ENVIRONMENT, RunError, load_results, read_json, write_text
+from bptoolkit.runs.record import CONFIG, ENVIRONMENT, RESULTS, RunError, load_results, read_json, write_text
 from bptoolkit.runs.summary import save_summary
 from bptoolkit.runs.tables import Grid, grids, markdown_tables, remarks, seeds
 
@@ -29,7 +31,6 @@ CAPTIONS = {
     "bands are intervals.",
 }
 LONG = ("packages", "earlier")  # of environment.json, not for its table
-NEEDED = ("state", "started", "ended", "command")  # of environment.json
 
 
 def write_report(folder: Path | str) -> Path:
@@ -59,7 +60,7 @@ def write_report(folder: Path | str) -> Path:
         pictures=shown,
         config=list(flat(config)),
         environment=list(flat({key: value for key, value in environment.items() if key not in LONG})),
-        packages=environment.get("packages", {}),
+        packages=environment.get("packages") or {},
         command=environment["command"],
         committed=bool(environment.get("source")),
         state=environment["state"],
@@ -79,9 +80,51 @@ def recorded(folder: Path) -> "tuple[dict[str, Any], dict[str, Any], xarray.Data
     config, environment = read_json(folder / CONFIG), read_json(folder / ENVIRONMENT)
     if not isinstance(config.get("experiment"), str):
         raise RunError(f'{folder / CONFIG} must name its "experiment", got the keys {sorted(config)}.')
-    if missing := [name for name in NEEDED if name not in environment]:
-        raise RunError(f"{folder / ENVIRONMENT} must hold {', '.join(NEEDED)}; {', '.join(missing)} is missing.")
-    return config, environment, load_results(folder)
+    for name, (right, required) in NEEDED.items():
+        if not right(environment.get(name)):
+            told = "nothing" if name not in environment else repr(environment[name])
+            raise RunError(f"{folder / ENVIRONMENT} must hold {name}, {required}; got {told[:80]}.")
+    return config, environment, whole(load_results(folder), folder / RESULTS)
+
+
+def whole(results: "xarray.Dataset", path: Path) -> "xarray.Dataset":
+    """The results, if tables and figures can be made of them."""
+    accuracy, chance = results["accuracy"], np.asarray(results.attrs.get("chance", np.nan))
+    shares = accuracy.dtype.kind == "f" and not bool(((accuracy < 0) | (accuracy > 1)).any())
+    required = {
+        "at least one task, net, strategy and scenario": accuracy.isel(seed=[]).sum("seed").size > 0,
+        "accuracy after 0 … T on 1 … T": [*results["after"].values] == [*range(results.sizes["on"] + 1)],
+        "accuracies in 0 … 1, or NaN": shares,
+        "a chance for each scenario": chance.dtype.kind in "fi" and chance.size in (1, results.sizes["scenario"]),
+        "a question in words": isinstance(results.attrs.get("question", ""), str),
+    }
+    for what, holds in required.items():
+        if not holds:
+            raise RunError(f"{path} must hold {what}. Delete it and run the experiment again.")
+    return results
+
+
+def is_time(value: Any) -> bool:
+    """Whether this is a time as `environment.now` writes it."""
+    try:
+        return datetime.fromisoformat(value).tzinfo is not None
+    except (TypeError, ValueError):
+        return False
+
+
+def is_source(value: Any) -> bool:
+    """Whether this is a commit, and whether files differed from it."""
+    return isinstance(value, dict) and isinstance(value.get("commit"), str) and "dirty" in value
+
+
+NEEDED: dict[str, tuple[Callable[[Any], bool], str]] = {  # of environment.json
+    "state": (lambda value: isinstance(value, str), "a word"),
+    "started": (is_time, "a time with its zone"),
+    "ended": (lambda value: value is None or is_time(value), "a time with its zone, or null"),
+    "command": (lambda value: isinstance(value, str), "a line of text"),
+    "source": (lambda value: value is None or is_source(value), "{commit, dirty} or null"),
+    "packages": (lambda value: value is None or isinstance(value, dict), "names with their versions"),
+}
 
 
 def write_tables(tables: list[Grid], lines: list[str], folder: Path) -> None:

@@ -213,6 +213,11 @@ def test_without_one_of_its_files_there_is_no_report(tmp_path, small, name):
     assert not (folder / "report.html").exists()
 
 
+def changed(folder, **fields):
+    path = folder / "environment.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | fields))
+
+
 BAD = {
     "nothing there": (lambda folder: shutil.rmtree(folder), "is not there"),
     "a file": (lambda folder: (shutil.rmtree(folder), folder.write_text("")), "is a file"),
@@ -222,7 +227,16 @@ BAD = {
     ),
     "half a record": (lambda folder: (folder / "config.json").write_text("{"), r"config\.json must be a JSON file"),
     "no experiment": (lambda folder: (folder / "config.json").write_text("{}"), 'must name its "experiment"'),
-    "no environment": (lambda folder: (folder / "environment.json").write_text("{}"), "state, started, ended, command"),
+    "no environment": (
+        lambda folder: (folder / "environment.json").write_text("{}"),
+        "must hold state, a word; got nothing",
+    ),
+    "no time": (lambda folder: changed(folder, started=5), "must hold started, a time with its zone; got 5"),
+    "no zone": (lambda folder: changed(folder, ended="2026-01-01"), "must hold ended, a time with its zone, or null"),
+    "no commit": (
+        lambda folder: changed(folder, source="main"),
+        "must hold source, {commit, dirty} or null; got 'main'",
+    ),
     "cut results": (lambda folder: (folder / "results.nc").write_bytes(b"\x89HDF"), "must be a whole NetCDF file"),
 }
 
@@ -236,6 +250,25 @@ def test_a_folder_that_is_no_run_is_one_sentence(tmp_path, small, case):
         write_report(folder)
     assert len(str(error.value).splitlines()) == 1
     assert not (folder / "report.html").exists()
+
+
+DAMAGED = {
+    "no untrained row": (lambda results: results.isel(after=slice(1, None)), "accuracy after 0 … T on 1 … T"),
+    "shares above 1": (
+        lambda results: results.assign(accuracy=100 * results["accuracy"]),
+        "accuracies in 0 … 1, or NaN",
+    ),
+    "chance of others": (lambda results: results.assign_attrs(chance=[0.1, 0.2, 0.3]), "a chance for each scenario"),
+    "a number as question": (lambda results: results.assign_attrs(question=5), "a question in words"),
+    "no net": (lambda results: results.isel(net=[]), "at least one task, net"),
+}
+
+
+@pytest.mark.parametrize("case", DAMAGED)
+def test_results_that_make_no_sense_are_one_sentence(tmp_path, small, case):
+    change, required = DAMAGED[case]
+    with pytest.raises(RunError, match=rf"results\.nc must hold .*{required}"):
+        write_report(folder_of(tmp_path / "run", change(small)))
 
 
 def test_a_report_needs_no_pyplot(tmp_path, small):

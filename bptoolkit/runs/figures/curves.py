@@ -68,7 +68,8 @@ def first_task(results: "xarray.Dataset", summary: Summary, narrow: bool) -> "Fi
 def settling(results: "xarray.Dataset", summary: Summary, narrow: bool) -> "Figure":
     """Steps and unconverged share while training on each task, forward and backward: a line a strategy."""
     tasks, strategies, nets = results["task"].values, names(summary, "strategy"), settling_nets(summary)
-    shown = list(itertools.product(nets, ("steps", "unconverged (%)"), SETTLING))
+    every = itertools.product(nets, ("steps", "unconverged (%)"), SETTLING)
+    shown = [(net, what, way) for net, what, way in every if SETTLING[way][what != "steps"] in results]
     figure, axes = panels(len(shown), 2 if narrow else 4, (2.05 if narrow else 2.7, 2.2), extra=0.6)
     for axis, (net, what, way) in zip(axes, shown, strict=True):
         name, factor = (SETTLING[way][0], 1) if what == "steps" else (SETTLING[way][1], 100)
