@@ -18,6 +18,7 @@ from bptoolkit.continual.buffers import check_positive, counted, new_buffer
 from bptoolkit.continual.diagnose import class_means, features, nearest, unit
 from bptoolkit.continual.nesting import around
 from bptoolkit.learning.learner import Learner, StreamSpec, Task
+from bptoolkit.learning.losses import squared_error
 from bptoolkit.types import Batch, Info, Key, Memory, Params, PyTree
 
 __all__ = ["herd", "icarl"]
@@ -60,6 +61,7 @@ def icarl(per_class: int, *, temperature: Float[Array, ""] | float = 2.0):
         raise ValueError(f"temperature must be above 0, got {temperature}.")
 
     def strategy(learner: Learner) -> Learner:
+        _check_learner(learner)
         see = jax.vmap(features(learner.model), (None, 0))
 
         def init(params: Params, spec: StreamSpec, key: Key) -> Exemplars:
@@ -158,8 +160,15 @@ def _exemplars(see, task: Task, per_class: int, classes: int) -> Batch:
     return counted(task.rows(jnp.minimum(chosen.reshape(-1), task.rows_max - 1)), there.reshape(-1))
 
 
+def _check_learner(learner: Learner) -> None:
+    if learner.view is not None:
+        raise ValueError("icarl reads the features of one net, got a learner whose tasks see other weights, as in xdg.")
+    if learner.loss is squared_error:
+        raise ValueError("icarl needs a cross-entropy, best binary_cross_entropy, got a learner of squared_error.")
+
+
 def _check_new_classes(spec: StreamSpec) -> None:
-    if spec.tasks > 1 and spec.outputs == spec.classes_per_task:
+    if spec.scenario == "domain":
         raise ValueError(
             'icarl needs classes that are new in each task, got a stream whose tasks share their outputs ("domain").\n'
             'Make the stream with scenario="class", or take replay, which serves every scenario.'
