@@ -16,7 +16,7 @@ from bptoolkit import trees
 from bptoolkit.continual.nesting import adding
 from bptoolkit.continual.strengths import check_nonnegative, check_positive, traced
 from bptoolkit.learning.learner import Learner, Strategy, StreamSpec, Task
-from bptoolkit.learning.losses import probabilities, squared_error
+from bptoolkit.learning.losses import binary_cross_entropy, probabilities, squared_error
 from bptoolkit.types import Batch, Info, Key, Memory, Params, PyTree
 
 __all__ = ["distilling_rows", "lwf"]
@@ -128,10 +128,10 @@ def distilling_rows(memory: Taught, batch: Batch, key: Key | None) -> Batch:
 
 
 def _check_loss(learner: Learner) -> None:
-    if learner.loss is None or learner.loss is squared_error:
+    if learner.loss in (None, squared_error, binary_cross_entropy):
+        name = "none" if learner.loss is None else getattr(learner.loss, "__name__", str(learner.loss))
         raise ValueError(
-            "lwf needs a learner that follows a cross-entropy, whose targets may be soft, got one that follows "
-            f"{'none' if learner.loss is None else 'squared_error'}.\n"
+            f"lwf needs a learner that follows a cross-entropy of softmaxes, got one that follows {name}.\n"
             "Take backprop(model), or der, which matches logits under any loss."
         )
 

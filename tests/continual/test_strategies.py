@@ -25,12 +25,13 @@ REFUSED = [(name, scenario) for name, where in SOME.items() for scenario in ALL 
 COMPOSED = {
     "ewc of replay": lambda learner: cl.ewc(10.0, fisher="sampled", samples=3)(cl.replay(2)(learner)),
     "replay of ewc": lambda learner: cl.replay(2)(cl.ewc(10.0)(learner)),
+    "si of replay of xdg": lambda learner: cl.si(1.0)(cl.replay(2)(cl.xdg(0.5)(learner))),
 }
 
 
 def scenario_of(strategy, number):
     """The scenarios that it works in, in turn."""
-    where = SOME.get(strategy, ALL)
+    where = (SOME | {"si of replay of xdg": ("task",)}).get(strategy, ALL)
     return where[number % len(where)]
 
 
