@@ -5,6 +5,7 @@ from bptoolkit.learning.fit import Curves, Fitted, Progress, fit, train
 from bptoolkit.learning.learner import Curriculum, Learner, LearningRule, Strategy, StreamSpec, Task
 from bptoolkit.learning.losses import binary_cross_entropy, cross_entropy, squared_error
 from bptoolkit.learning.rules import backprop
+from bptoolkit.learning.warm import Starts, warm_backprop
 
 __all__ = [
     "Attribution",
@@ -14,6 +15,7 @@ __all__ = [
     "Learner",
     "LearningRule",
     "Progress",
+    "Starts",
     "Strategy",
     "StreamSpec",
     "Task",
@@ -24,4 +26,5 @@ __all__ = [
     "fit",
     "squared_error",
     "train",
+    "warm_backprop",
 ]

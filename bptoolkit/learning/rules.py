@@ -8,7 +8,7 @@ from bptoolkit.learning.learner import Learner, bare_learner
 from bptoolkit.learning.losses import Loss, cross_entropy, mean_loss
 from bptoolkit.types import Batch, Info, Key, Memory, Model, Params, PyTree, Settling
 
-__all__ = ["backprop"]
+__all__ = ["backprop", "probes_of", "told_by"]
 
 
 def backprop(model: Model, loss: Loss = cross_entropy) -> Learner:
@@ -24,9 +24,9 @@ def backprop(model: Model, loss: Loss = cross_entropy) -> Learner:
     def gradient(memory: Memory, params: Params, batch: Batch, key: Key) -> tuple[PyTree, Info, Memory]:
         del key
         (value, info), (grads, probes) = jax.value_and_grad(objective, (0, 1), has_aux=True)(
-            params, _probes(model, batch), batch
+            params, probes_of(model, batch), batch
         )
-        return grads, info._replace(loss=value, backward=_told(probes), weight=batch.weight), memory
+        return grads, info._replace(loss=value, backward=told_by(probes), weight=batch.weight), memory
 
     def objective(params, probes, batch):
         if probes is None:
@@ -38,7 +38,7 @@ def backprop(model: Model, loss: Loss = cross_entropy) -> Learner:
     return bare_learner(model, gradient, loss)
 
 
-def _probes(model: Model, batch: Batch):
+def probes_of(model: Model, batch: Batch):
     """One probe a row, for the backward reports of a model that settles."""
     if model.cell is None:
         return None
@@ -46,7 +46,7 @@ def _probes(model: Model, batch: Batch):
     return jnp.broadcast_to(new_probe(zeros), (batch.x.shape[0], new_probe(zeros).size))
 
 
-def _told(probes) -> Settling | None:
+def told_by(probes) -> Settling | None:
     """The backward report of every row, as it came out of the probes' gradient."""
     if probes is None:
         return None

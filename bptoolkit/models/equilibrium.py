@@ -6,7 +6,7 @@ from jaxtyping import Array, Float
 
 from bptoolkit import trees
 from bptoolkit.fixed_point import Relaxation, Solution, implicit
-from bptoolkit.types import Cell, Info, Model, Params, PyTree, Settling
+from bptoolkit.types import Cell, Info, Model, Params, PyTree, Settling, State
 
 __all__ = ["equilibrium", "settling"]
 
@@ -16,7 +16,9 @@ def equilibrium(cell: Cell, relax: Relaxation | None = None) -> Model:
 
     `apply(params, x, probe=None)` returns the logits and, in `Info.forward`, how the settling ended: a model that did
     not settle still answers.  Through the gradient of `probe`, a `fixed_point.new_probe`, the backward report comes
-    out.  The model's `cell` also has `settle`, which returns the whole `Solution`.
+    out.  The model's `cell` also has `settle(params, x, probe=None, *, z0=None, start=None, push=None)`, which returns
+    the whole `Solution`: from z0, with λ₀ = start for the adjoint, and with `push` added to the step, so that the
+    gradient with respect to a push of zero is λ.
 
     Args:
         cell: a `rate_cell`, a `hopfield_cell`, `cell_from_nnx(…)`, or your own.
@@ -27,14 +29,25 @@ def equilibrium(cell: Cell, relax: Relaxation | None = None) -> Model:
     """
     relax = implicit() if relax is None else relax
 
-    def settle(params: Params, x: Float[Array, "*d"], probe: Float[Array, "p"] | None = None) -> Solution:
+    def settle(
+        params: Params,
+        x: Float[Array, "*d"],
+        probe: Float[Array, "p"] | None = None,
+        *,
+        z0: State | None = None,
+        start: State | None = None,
+        push: State | None = None,
+    ) -> Solution:
         _check_step(cell, params, x)
-        z0 = trees.zeros_like(cell.state)
+        z0 = trees.zeros_like(cell.state) if z0 is None else z0
+        pushed = lambda z: z if push is None else trees.add(z, push)
         resolvent, drive, respond = cell.resolvent, cell.drive, cell.respond
         extra = {} if resolvent is None else {"extra": lambda args: {"resolvent": resolvent(*args)}}
-        if drive is None or respond is None:
-            return relax(lambda args, z: cell.step(args[0], args[1], z), (params, x), z0, probe=probe, **extra)
-        return relax(lambda args, z: respond(args[0], args[1], z), (params, drive(params, x)), z0, probe=probe, **extra)
+        step, entering = cell.step, x
+        if drive is not None and respond is not None:
+            step, entering = respond, drive(params, x)
+        f = lambda args, z: pushed(step(args[0], args[1], z))
+        return relax(f, (params, entering), z0, probe=probe, start=start, **extra)
 
     def apply(
         params: Params, x: Float[Array, "*d"], probe: Float[Array, "p"] | None = None
