@@ -62,6 +62,7 @@ def write_report(folder: Path | str) -> Path:
         environment=list(flat({key: value for key, value in environment.items() if key not in LONG})),
         packages=environment.get("packages") or {},
         command=environment["command"],
+        folder=folder.name,
         committed=bool(environment.get("source")),
         state=environment["state"],
     )
