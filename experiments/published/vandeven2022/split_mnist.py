@@ -5,6 +5,7 @@ Net:    784-400-400-out, ReLU; Adam 1e-3, 2000 steps a context, batch 128; 5 con
 """
 
 import functools
+from collections.abc import Callable
 
 import optax
 
@@ -14,6 +15,7 @@ from bptoolkit.continual.experiment import Experiment
 from bptoolkit.continual.streams import Scenario
 from bptoolkit.learning.learner import Curriculum
 from bptoolkit.runs.published import Column, Figure, Table
+from bptoolkit.types import Model
 
 STEPS, BATCH, RATE, PER_CLASS, CONTEXTS = 2000, 128, 1e-3, 100, 5
 
@@ -53,8 +55,7 @@ DEVIATIONS = {
     ),
     ("Generative", "class"): ("the mean is over ten digits, where the protocol takes it over five contexts of two",),
 }
-# Updates' cost against plain training, measured for None, Joint, EWC, ER and A-GEM, else estimated; only for saying how
-# long it takes.
+# The cost of a run against that of plain training, estimated; only for saying how long it takes.
 WEIGHT = {
     "None": 1.0,
     "Joint": 1.8,
@@ -95,8 +96,13 @@ def strategy(method: str, scenario: Scenario):
     return made.get(method)
 
 
-def define(method: str, scenario: Scenario) -> Experiment | None:
-    """One cell's experiment."""
+def static(units: int, outputs: int) -> Model:
+    """The protocol's net."""
+    return models.mlp(784, units, units, outputs)
+
+
+def define(method: str, scenario: Scenario, net: Callable[[int, int], Model] = static) -> Experiment | None:
+    """One cell's experiment, with a net of so many units and outputs."""
     if scenario not in {name.lower() for name in PUBLISHED[method]}:
         return None
     if method == "Generative":
@@ -106,8 +112,9 @@ def define(method: str, scenario: Scenario) -> Experiment | None:
         return None
     stream = cl.split(mnist(), classes_per_task=2, scenario=scenario)
     units = 100 if method == "Separate" else 400
-    net = models.mlp(784, units, units, stream.outputs)
-    rule = learning.backprop(net, learning.binary_cross_entropy if method == "iCaRL" else learning.cross_entropy)
+    rule = learning.backprop(
+        net(units, stream.outputs), learning.binary_cross_entropy if method == "iCaRL" else learning.cross_entropy
+    )
     return Experiment(stream, remedy(rule), optax.adam(RATE), steps=STEPS, batch=BATCH)
 
 
