@@ -28,28 +28,45 @@ def problem(scripts):
 
 
 def test_the_reference_gradient_is_that_of_backpropagation_through_time(scripts, problem):
-    bench = scripts("bench_fixed_point")
-    w, x, c = (jnp.asarray(a, float) for a in (problem.w, problem.x, problem.c))
-    chex.assert_trees_all_close(bench.unrolled(c, bench.TOLERANCES[-1])(w, x), problem.gradient, atol=1e-9)
+    peers = scripts("fixed_point_peers")
+    through = peers.through(problem, 800).call()
+    chex.assert_trees_all_close(through, problem.gradient.astype(np.float32), rtol=1e-5, atol=1e-5)
+
+
+def test_a_convolution_and_its_matrix_have_one_gradient(scripts):
+    """The reference knows the matrix alone, in which each entry of the kernel stands many times."""
+    problem = scripts("fixed_point_problems").convolutional(3, 2, 2, 0.7)
+    through = scripts("fixed_point_peers").through(problem, 300).call()
+    chex.assert_trees_all_close(through, problem.gradient.astype(np.float32), rtol=1e-5, atol=1e-5)
+    w, z = jnp.asarray(problem.w), jnp.asarray(problem.x)
+    alone = jax.vmap(problem.step, (None, 0, None))(w, z, z[0])
+    chex.assert_trees_all_close(alone, problem.batched(w, z, z[0]), atol=1e-12)
 
 
 def test_every_configuration_is_taken_at_the_loosest_tolerance_that_is_accurate(scripts, problem):
     bench = scripts("bench_fixed_point")
-    w, x = jnp.asarray(problem.w, jnp.float32), jnp.asarray(problem.x, jnp.float32)
-    make = dict(bench.ours(jnp.asarray(problem.c, jnp.float32)))["bptoolkit picard + almeida_pineda"]
-    gradient, row = bench.loosest(make, w, x, problem.gradient)
+    make = dict(bench.ours(problem))["bptoolkit picard + almeida_pineda"]
+    gradient, row = bench.loosest(make, problem.gradient)
     assert row["error"] <= bench.ACCURATE
     assert len(row["steps"]) == 2
-    looser = make(bench.TOLERANCES[bench.TOLERANCES.index(row["tolerance"]) - 1])(w, x)
+    looser = make(bench.TOLERANCES[bench.TOLERANCES.index(row["tolerance"]) - 1]).call()
     assert np.linalg.norm(np.asarray(looser) - problem.gradient) > bench.ACCURATE * np.linalg.norm(problem.gradient)
-    assert bench.timed(gradient, w, x) > 0
+    assert min(bench.timed(gradient.call)) >= 0
 
 
 def test_a_method_that_is_never_accurate_is_said_to_fail(scripts, problem):
     bench = scripts("bench_fixed_point")
-    found, row = bench.loosest(lambda _: lambda w, x: jnp.zeros_like(w), problem.w, problem.x, problem.gradient)
+    still = scripts("fixed_point_peers").Gradient(lambda: jnp.zeros_like(problem.w))
+    found, row = bench.loosest(lambda _: still, problem.gradient)
     assert found is None
     assert "error 1.0e+00" in row["failed"]
+
+
+def test_evaluations_are_counted_forward_and_backward(scripts, problem):
+    """Seven steps unrolled, under a batch of six: seven products forward, and seven backward."""
+    peers = scripts("fixed_point_peers")
+    counter = peers.Counter(problem)
+    assert counter.count(peers.through(counter.problem, 7)) == 14
 
 
 @pytest.mark.parametrize("kind", ["symmetric", "random", "rotations", "tanh", "turning", "nan", "jordan"])
