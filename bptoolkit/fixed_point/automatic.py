@@ -1,6 +1,6 @@
 """What the library does when it is not told: the cheap method first, the dear one for samples that it leaves.
 
-Under `vmap` the second loop makes no steps where the first has settled all samples.
+Under `vmap` the second is not entered where the first has settled all samples.
 """
 
 from collections.abc import Callable
@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from bptoolkit import trees
 from bptoolkit.fixed_point.adjoints import SMALL, Adjoint, Matvec, dense
+from bptoolkit.fixed_point.batch import if_anyone
 from bptoolkit.fixed_point.krylov import bicgstab, gmres
 from bptoolkit.fixed_point.solve import Solution, Status, Stop, solve
 from bptoolkit.fixed_point.solvers import anderson, picard
@@ -32,10 +33,15 @@ def settle(f: Callable[[State], State], z0: State, stop: Stop = Stop(), *, compa
     """
     few = stop._replace(max_steps=jnp.minimum(stop.max_steps, TRIES))
     plain = solve(f, z0, picard(), few, every=EVERY, compact=compact)
-    left = jnp.where(plain.status == Status.CONVERGED, 0, jnp.maximum(stop.max_steps - plain.steps, 0))
-    lost = (plain.status != Status.CONVERGED) & (plain.status != Status.MAX_STEPS)
-    start = trees.choose(lost, z0, plain.value)
-    return _second(plain, solve(f, start, anderson(), stop._replace(max_steps=left), compact=compact))
+    plain = plain._replace(memory=None)
+
+    def accelerated(plain: Solution) -> Solution:
+        left = jnp.where(plain.status == Status.CONVERGED, 0, jnp.maximum(stop.max_steps - plain.steps, 0))
+        lost = (plain.status != Status.CONVERGED) & (plain.status != Status.MAX_STEPS)
+        start = trees.choose(lost, z0, plain.value)
+        return _second(plain, solve(f, start, anderson(), stop._replace(max_steps=left), compact=compact))
+
+    return if_anyone(plain.status != Status.CONVERGED, accelerated, plain)
 
 
 def exact(stop: Stop = Stop()) -> Adjoint:
@@ -50,11 +56,15 @@ def exact(stop: Stop = Stop()) -> Adjoint:
     def adjoint(matvec: Matvec, g: State, *, start: State | None = None, factors: Memory = None) -> Solution:
         if sum(leaf.size for leaf in jax.tree.leaves(g)) <= SMALL:
             return dense()(matvec, g)
-        first = bicgstab(stop)(matvec, g, start=start, factors=factors)
-        left = jnp.where(first.status == Status.CONVERGED, 0, stop.max_steps)
-        usable = (first.status == Status.MAX_STEPS) | (first.status == Status.CONVERGED)
-        onward = trees.choose(usable, first.value, trees.zeros_like(g))
-        return _second(first, gmres(stop=stop._replace(max_steps=left))(matvec, g, start=onward))
+        first = bicgstab(stop)(matvec, g, start=start, factors=factors)._replace(memory=None)
+
+        def again(first: Solution) -> Solution:
+            left = jnp.where(first.status == Status.CONVERGED, 0, stop.max_steps)
+            usable = (first.status == Status.MAX_STEPS) | (first.status == Status.CONVERGED)
+            onward = trees.choose(usable, first.value, trees.zeros_like(g))
+            return _second(first, gmres(stop=stop._replace(max_steps=left))(matvec, g, start=onward))
+
+        return if_anyone(first.status != Status.CONVERGED, again, first)
 
     return adjoint
 
@@ -62,8 +72,7 @@ def exact(stop: Stop = Stop()) -> Adjoint:
 def _second(first: Solution, second: Solution) -> Solution:
     """The first solution where it converged, else the second with the steps of both."""
     done = first.status == Status.CONVERGED
-    counted = second._replace(steps=first.steps + second.steps, memory=None)
-    return trees.choose(done, first._replace(memory=None), counted)
+    return trees.choose(done, first, second._replace(steps=first.steps + second.steps, memory=None))
 
 
 EXAMPLES: dict[str, Adjoint] = {"exact": exact()}

@@ -10,13 +10,14 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jax.custom_batching import custom_vmap
 from jaxtyping import Array, Bool
 
 from bptoolkit import trees
-from bptoolkit.types import Memory, State
+from bptoolkit.types import Memory, PyTree, State
 
-__all__ = ["anyone", "masking", "shared"]
+__all__ = ["anyone", "if_anyone", "masking", "shared"]
 
 
 @custom_vmap
@@ -29,6 +30,11 @@ def anyone(running: Bool[Array, ""]) -> Bool[Array, ""]:
 def _(size: int, batched: list[bool], running: Bool[Array, "b"]) -> tuple[Bool[Array, ""], bool]:
     del size, batched
     return anyone(jnp.any(running, axis=0)), False
+
+
+def if_anyone(needed: Bool[Array, ""], more: Callable[[PyTree], PyTree], otherwise: PyTree) -> PyTree:
+    """more(otherwise), where this sample or any other of the batches around it needs that; else nothing is computed."""
+    return lax.cond(anyone(needed), more, lambda same: same, otherwise)
 
 
 def masking(update: Callable) -> Callable[..., tuple[State, Memory]]:

@@ -198,15 +198,12 @@ def _tangent(linear, pushed: Float[Array, "n"], probe: Probe, adjoint, start) ->
         v = x[:n].astype(narrow)
         return join(v - linear(v), x[n:])
 
-    def settle(product, b, **options):
-        jacobian = lambda v: v - product(join(v, jnp.zeros_like(b[n:])))[:n].astype(narrow)
-        return adjoint(jacobian, b[:n].astype(narrow), **options)
+    def forward(_, b):
+        return join(adjoint(linear, b[:n].astype(narrow)).value, b[n:])
 
-    def forward(product, b):
-        return join(settle(product, b).value, b[n:])
-
-    def backward(product, b):
-        solution = settle(product, b, start=start)
+    def backward(_, b):
+        transposed = jax.linear_transpose(linear, pushed)
+        solution = adjoint(lambda v: transposed(v)[0], b[:n].astype(narrow), start=start)
         numbers = (solution.steps, solution.residual, solution.rate, solution.status, solution.error)
         return join(solution.value, jnp.stack([jnp.asarray(x).astype(wide) for x in numbers]))
 

@@ -36,6 +36,7 @@ PATIENCE = 8  # steps in a row before a cycle or a standstill is believed
 LOST = 32  # steps without a smaller residual, once it is at the level of rounding
 CLOSEST = 3e-4  # to one that an estimated rate is believed to be
 FRESH = 0.25  # weight of the newest step in the estimated rate
+SHORT = 32  # numbers whose sums, one for each sample of a batch, would not fill the vectors of a CPU
 FADE = 0.87  # per step, of the largest error-to-residual factor seen: one lucky step must not end the search
 
 
@@ -153,13 +154,26 @@ def solve(
         return trees.choose(live, judged, before)._replace(memory=new.memory)
 
     path = begin(f, z0, solver, rule)
-    if every > 1:  # the odd steps come first, so that exactly max_steps can be made
-        path = go_on(path, (jnp.maximum(rule.max_steps, 1) - 1) % every)
     running = lambda path: path.status == RUNNING
     if compact is None:
-        return report(lax.while_loop(lambda path: anyone(running(path)), lambda path: go_on(path, every - 1), path))
+        return report(until_the_last_ends(go_on, running, path, rule, every))
+    if every > 1:
+        path = go_on(path, odd_steps(rule, every))
     common = jax.tree.map(lambda _: False, path)._replace(memory=shared(solver.update, path.memory))
     return report(until_all_end(lambda path: go_on(path, every - 1), running, path, common, compact))
+
+
+def until_the_last_ends(go_on: Callable, running: Callable, path: Path, rule: "Rule", every: int) -> Path:
+    """One judgement after another; the odd steps come first, so that exactly max_steps can be made."""
+    if every == 1:
+        return lax.while_loop(lambda path: anyone(running(path)), lambda path: go_on(path, 0), path)
+    body = lambda at: (go_on(*at), jnp.full_like(at[1], every - 1))
+    return lax.while_loop(lambda at: anyone(running(at[0])), body, (path, odd_steps(rule, every)))[0]
+
+
+def odd_steps(rule: "Rule", every: int) -> Int[Array, ""]:
+    """Silent steps before the first judgement."""
+    return (jnp.maximum(rule.max_steps, 1) - 1) % every
 
 
 def begin(f: Callable[[State], State], z0: State, solver: Solver, stop: "Rule") -> Path:
@@ -243,8 +257,15 @@ def certified(f: Callable[[State], State], value: State) -> Solution:
 
 def norm(tree: State) -> Float[Array, ""]:
     """Euclidean norm of the whole tree, in float32 or wider; carries no gradient."""
-    squares = [jnp.sum(jnp.square(jnp.abs(lax.stop_gradient(x)).astype(_real(x)))) for x in jax.tree.leaves(tree)]
+    squares = [_summed(jnp.square(jnp.abs(lax.stop_gradient(x)).astype(_real(x)))) for x in jax.tree.leaves(tree)]
     return jnp.sqrt(sum(s.astype(_judge(tree)) for s in squares))
+
+
+def _summed(x: Float[Array, "..."]) -> Float[Array, ""]:
+    """The sum; of few numbers as a product with ones, which a batch makes in one call, and a CPU in vectors."""
+    if x.size > SHORT:
+        return jnp.sum(x)
+    return jnp.matmul(x.ravel(), jnp.ones(x.size, x.dtype), precision=lax.Precision.HIGHEST)
 
 
 class Rule(NamedTuple):

@@ -167,10 +167,12 @@ def _remember(past: History, z: Inexact[Array, "n"], r: Inexact[Array, "n"], liv
     So all samples of a batch write to the same slot, which is an update in place and no scatter.
     """
     slot = past.count % past.r.shape[0]
-    rows = past.r.at[slot].set(jnp.where(live, r, past.r[slot]))
-    images = past.f.at[slot].set(jnp.where(live, z - r, past.f[slot]))
+    held = lambda rows: lax.dynamic_index_in_dim(rows, slot, keepdims=False)
+    put = lambda rows, row: lax.dynamic_update_index_in_dim(rows, row, slot, 0)  # in place: `at` looks for bounds
+    rows = put(past.r, jnp.where(live, r, held(past.r)))
+    images = put(past.f, jnp.where(live, z - r, held(past.f)))
     row = rows.conj() @ r
-    gram = past.gram.at[:, slot].set(row).at[slot, :].set(row.conj())
+    gram = put(lax.dynamic_update_index_in_dim(past.gram, row, slot, 1), row.conj())
     return History(images, rows, jnp.where(live, gram, past.gram), past.count + 1)
 
 
