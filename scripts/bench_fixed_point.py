@@ -10,7 +10,7 @@ reported: of the time that passes, and of the time that the process computes, wh
 `2 devices` has the batch split over one XLA device per core, where its data already lie; other libraries run as their
 users run them, on a batched map.  `products` times the bare matrix products of as many steps as the slowest sample of
 bptoolkit's fastest configuration needed, forward and backward, on one device.  Of the default and of each library's
-fastest configuration, f is counted in a run of its own, and compiled once more without a cache.
+fastest configuration f is counted in a run of its own.  Nothing is compiled from a cache.
 """
 
 import dataclasses
@@ -33,7 +33,18 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from fixed_point_peers import MAX_STEPS, PEERS, TOLERANCES, Counter, Gradient, Make, on_device, others, through
+from fixed_point_peers import (
+    MAX_STEPS,
+    PEERS,
+    TOLERANCES,
+    Counter,
+    Gradient,
+    Make,
+    compiled,
+    on_device,
+    others,
+    through,
+)
 from fixed_point_problems import PROBLEMS, Problem
 from fixed_point_table import DEFAULT, markdown
 
@@ -51,6 +62,7 @@ class Options:
     problems: tuple[str, ...] = tuple(PROBLEMS)
     libraries: tuple[str, ...] = LIBRARIES
     repeats: int = 9
+    memory: bool = False  # of programs for 50 and 500 steps, too
     out: Path | None = None  # JSON, kept up to date after each problem; what it holds of other problems stays
     table: Path | None = None  # time nothing, print the tables of this JSON
 
@@ -66,7 +78,9 @@ def main(options: Options) -> None:
     missing = [name for name in PEERS if importlib.util.find_spec(name) is None]
     report |= {"jax": jax.__version__, "devices": len(jax.devices()), "accuracy": ACCURATE, "missing": missing}
     for name in options.problems:
-        report["problems"][name] = study(PROBLEMS[name](), options)
+        problem = PROBLEMS[name]()
+        jax.config.update("jax_enable_compilation_cache", False)
+        report["problems"][name] = study(problem, options)
         print(name, {n: row.get("ms") for n, row in report["problems"][name]["rows"].items()}, file=sys.stderr)
         if options.out is not None:
             options.out.write_text(json.dumps(report, indent=1) + "\n", "utf-8")
@@ -84,25 +98,28 @@ def study(problem: Problem, options: Options) -> dict:
     ours = {n: r for n, r in rows.items() if n.startswith("bptoolkit") and "ms" in r}
     if ours:
         rows["products"] = products(problem, min(ours.values(), key=lambda r: r["ms"])["steps"], options.repeats)
+    counter = Counter(problem)
+    makes = dict(candidates(counter.problem, options.libraries))
     for name in {DEFAULT, *fastest(rows)} & set(chosen):
-        rows[name] |= looked_at(problem, name, rows[name]["tolerance"], chosen[name], options.libraries)
+        rows[name]["evaluations"] = counter.count(makes[name](rows[name]["tolerance"]))
     about = {"batch": len(problem.x), "state": list(problem.c.shape), "radius": round(problem.radius, 3)}
-    return about | {"load": os.getloadavg(), "memory": memory(problem), "rows": rows}
+    measured = {"memory": memory(problem)} if options.memory else {}
+    return about | {"load": os.getloadavg(), "rows": rows} | measured
 
 
 def loosest(make: Make, exact: np.ndarray) -> tuple[Gradient | None, dict]:
     """The first tolerance that is accurate."""
     error = np.inf
     for tolerance in TOLERANCES:
-        gradient = make(tolerance)
         try:
+            gradient = make(tolerance)
             value = np.asarray(gradient.call(), float)
         except Exception as problem:  # another library may raise where it does not converge
             return None, {"failed": type(problem).__name__}
         error = np.linalg.norm(value - exact) / np.linalg.norm(exact)
         if error <= ACCURATE:
             steps = {} if gradient.told is None else {"steps": gradient.told()}
-            return gradient, {"tolerance": tolerance, "error": float(error)} | steps
+            return gradient, {"tolerance": tolerance, "error": float(error)} | steps | (gradient.cost or {})
     return None, {"failed": f"error {error:.1e} at the tightest tolerance"}
 
 
@@ -131,29 +148,13 @@ def fastest(rows: dict[str, dict]) -> list[str]:
     return [min((n for n in ready if n.split()[0] == library), key=lambda n: ready[n]) for library in libraries]
 
 
-def looked_at(problem: Problem, name: str, tolerance: float, gradient: Gradient, libraries: tuple[str, ...]) -> dict:
-    """Evaluations of f and of its transpose, and what compiling costs."""
-    counter = Counter(problem)
-    makes = dict(candidates(counter.problem, libraries))
-    found = {"evaluations": counter.count(makes[name](tolerance))}
-    if gradient.lower is None:
-        return found
-    began, before = time.perf_counter(), time.process_time()
-    jax.config.update("jax_enable_compilation_cache", False)
-    gradient.lower().compile()
-    jax.config.update("jax_enable_compilation_cache", True)
-    passed, computed = time.perf_counter() - began, time.process_time() - before
-    return found | {"compile_seconds": round(passed, 2), "compile_cpu_seconds": round(computed, 2)}
-
-
 def memory(problem: Problem) -> dict:
     """Bytes that compiled programs need beside arguments and results, for at most 50 and 500 steps."""
     stop = lambda steps: fp.Stop(rtol=1e-4, max_steps=steps)
     relax = {f"implicit, {k}": lambda _, k=k: fp.implicit(stop=stop(k)) for k in (50, 500)}
     programs = {name: ours_by(problem, make, 1)(1e-4) for name, make in relax.items()}
     programs |= {f"unrolled, {k}": through(problem, k) for k in (50, 500)}
-    needed = lambda gradient: gradient.lower().compile().memory_analysis().temp_size_in_bytes
-    return {name: int(needed(gradient)) for name, gradient in programs.items()}
+    return {name: (gradient.cost or {})["bytes"] for name, gradient in programs.items()}
 
 
 def candidates(problem: Problem, libraries: tuple[str, ...]) -> Iterator[tuple[str, Make]]:
@@ -170,7 +171,7 @@ def ours(problem: Problem) -> Iterator[tuple[str, Make]]:
         "chebyshev + bicgstab": lambda s: fp.implicit(fp.chebyshev(), fp.bicgstab(s), s, every=2),
     }
     for name, relax in menu.items():
-        both = {1, len(jax.devices())} if name in ("default", "picard + bicgstab") else {1}
+        both = {1, len(jax.devices())} if name == "default" else {1}
         for devices in sorted(both):
             label = f"bptoolkit {name}" + (f", {devices} devices" if devices > 1 else "")
             yield label, ours_by(problem, lambda t, relax=relax: relax(fp.Stop(rtol=t, max_steps=MAX_STEPS)), devices)
@@ -198,13 +199,13 @@ def ours_by(problem: Problem, relax: Callable, devices: int) -> Make:
         specs = (whole, rows, whole)
         batch = jax.shard_map(batch, mesh=mesh, in_specs=(*specs, whole), out_specs=whole, check_vma=False)
         arguments = tuple(jax.device_put(a, NamedSharding(mesh, s)) for a, s in zip(arguments, specs, strict=True))
-    program = jax.jit(batch)
+    known = []
 
     def make(tolerance: float) -> Gradient:
-        at = jnp.float32(tolerance)
-        told = lambda: [int(s) for s in program(*arguments, at)[1]]
-        anew = lambda: jax.jit(lambda *a: batch(*a)).lower(*arguments, at)
-        return Gradient(lambda: program(*arguments, at)[0], anew, told)
+        if not known:
+            known.append(compiled(batch, arguments))
+        program, cost = known[0]
+        return Gradient(lambda: program(tolerance)[0], lambda: [int(s) for s in program(tolerance)[1]], cost)
 
     return make
 

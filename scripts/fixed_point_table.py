@@ -6,8 +6,8 @@ COLUMNS = (
     "| unrolled | best other / best of ours | ours on 1 device / bare products"
 )
 COSTS = (
-    "problem | f evaluated: `implicit()` / jaxopt / optimistix / torchdeq | compiling, s of computing: `implicit()` "
-    "/ jaxopt / optimistix | memory, MB: `implicit()` at 50 / 500 steps at most | unrolled 50 / 500"
+    "problem | f evaluated: `implicit()` / jaxopt / optimistix / torchdeq / unrolled | compiling, s of computing: "
+    "`implicit()` / jaxopt / optimistix | memory, MB: `implicit()` / jaxopt / optimistix / unrolled"
 )
 
 
@@ -46,21 +46,15 @@ def times_of(name: str, problem: dict) -> list[str]:
 
 
 def costs_of(name: str, problem: dict) -> list[str]:
-    rows, memory = problem["rows"], problem["memory"]
+    rows = problem["rows"]
 
-    def of(figure: str, libraries: tuple[str, ...]) -> str:
-        found = [rows.get(DEFAULT, {}).get(figure), *(known(rows, library, figure) for library in libraries)]
-        return " / ".join("–" if x is None else f"{x:g}" for x in found)
+    def of(figure: str, libraries: tuple[str, ...], unit: float = 1.0) -> str:
+        found = [rows.get(DEFAULT, {}).get(figure), *(best(rows, library, figure) for library in libraries)]
+        return " / ".join("–" if x is None else f"{x / unit:.4g}" for x in found)
 
-    megabytes = lambda kind: " / ".join(f"{memory[f'{kind}, {k}'] / 1e6:.1f}" for k in (50, 500))
-    peers = ("jaxopt", "optimistix", "torchdeq")
-    counted, compiling = of("evaluations", peers), of("compile_cpu_seconds", peers[:2])
-    return [name, counted, compiling, megabytes("implicit"), megabytes("unrolled")]
-
-
-def known(rows: dict, library: str, figure: str) -> float | None:
-    """The figure of that library's configuration of which it was taken."""
-    return next((r[figure] for n, r in rows.items() if n.split()[0] == library and figure in r), None)
+    counted = of("evaluations", ("jaxopt", "optimistix", "torchdeq", "unrolled"))
+    compiling = of("compile_cpu_seconds", ("jaxopt", "optimistix"))
+    return [name, counted, compiling, of("bytes", ("jaxopt", "optimistix", "unrolled"), 1e6)]
 
 
 def ms(x: float | None) -> str:
