@@ -4,6 +4,8 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+from fixed_point_table import markdown as bench_fixed_point
+
 from bptoolkit import runs
 
 Report = dict[str, Any]
@@ -64,4 +66,5 @@ TABLES: dict[str, Callable[[Report], str]] = {
     "split_digits": runs.markdown_table,
     "stopping": stopping,
     "bench_forgetting": bench_forgetting,
+    "bench_fixed_point": bench_fixed_point,
 }

@@ -8,7 +8,7 @@ import optax
 import pytest
 
 from bptoolkit.fixed_point import Status, anderson, broyden, chebyshev, gmres, picard, relaxation, solve
-from bptoolkit.fixed_point.batch import anyone, masking
+from bptoolkit.fixed_point.batch import anyone, if_anyone, masking
 
 GAINS = jnp.array([0.1, 0.95, 0.5])
 SOLVERS = {
@@ -47,6 +47,17 @@ def test_anyone_asks_all_batches_around_it():
     assert jax.vmap(jax.vmap(anyone))(flags).all()
     assert not jax.vmap(anyone)(flags[0]).any()
     chex.assert_trees_all_equal(jax.vmap(anyone, out_axes=None)(flags[1]), jnp.array(True))
+
+
+def test_what_nobody_of_a_batch_needs_is_not_computed():
+    """It stays a branch under `vmap`: with a flag of its own for each sample both sides would be computed."""
+    more = lambda needed, x: if_anyone(needed, lambda x: x + 1, x)
+    batched, x = jax.vmap(more), jnp.zeros(3)
+    chex.assert_trees_all_equal(batched(jnp.array([False, True, False]), x), x + 1)
+    chex.assert_trees_all_equal(batched(jnp.array([False, False, False]), x), x)
+    names = lambda f: [equation.primitive.name for equation in jax.make_jaxpr(f)(jnp.zeros(3, bool), x).eqns]
+    assert "cond" in names(batched)
+    assert "cond" not in names(jax.vmap(lambda needed, x: jax.lax.cond(needed, lambda x: x + 1, lambda x: x, x)))
 
 
 @pytest.mark.parametrize("name", SOLVERS)

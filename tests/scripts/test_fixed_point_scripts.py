@@ -69,6 +69,17 @@ def test_evaluations_are_counted_forward_and_backward(scripts, problem):
     assert counter.count(peers.through(counter.problem, 7)) == 14
 
 
+@pytest.mark.parametrize(("other", "there"), [(2.1, "reached on symmetric; missed on none"), (1.9, "reached on none")])
+def test_the_table_says_which_aims_are_reached(scripts, other, there):
+    row = lambda ms: {"ms": ms, "cpu_ms": ms, "compile_cpu_seconds": ms, "bytes": 1e6, "evaluations": 9}
+    rows = {"bptoolkit default": row(1.0), "jaxopt picard": row(other), "products": {"ms": 0.5, "steps": [1, 1]}}
+    report = {"problems": {"symmetric": {"batch": 2, "state": [3], "radius": 0.5, "load": [0.0], "rows": rows}}}
+    told = scripts("fixed_point_table").markdown(report)
+    assert f"{there}" in told.splitlines()[4]
+    assert "1.5 times the bare products: reached on none" in told
+    assert f"| 1.0 | {other} | – | – | – | {other:.2f} |" in told
+
+
 @pytest.mark.parametrize("kind", ["symmetric", "random", "rotations", "tanh", "turning", "nan", "jordan"])
 def test_maps_have_the_fixed_point_that_is_claimed(scripts, kind):
     study = scripts("study_stopping")
