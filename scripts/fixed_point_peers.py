@@ -46,8 +46,10 @@ def compiled(function: Callable, arguments: tuple) -> tuple[Callable, dict[str, 
     began, before = time.perf_counter(), time.process_time()
     program = jax.jit(function).lower(*arguments, jnp.float32(0)).compile()
     passed, computed = time.perf_counter() - began, time.process_time() - before
-    temporary = program.memory_analysis().temp_size_in_bytes
-    cost = {"compile_seconds": round(passed, 2), "compile_cpu_seconds": round(computed, 2), "bytes": int(temporary)}
+    cost: dict[str, float] = {"compile_seconds": round(passed, 2), "compile_cpu_seconds": round(computed, 2)}
+    needed = program.memory_analysis()
+    if needed is not None:
+        cost["bytes"] = needed.temp_size_in_bytes
     return lambda tolerance: program(*arguments, jnp.float32(tolerance)), cost
 
 
