@@ -179,6 +179,9 @@ def diverged(results: Any) -> list[str]:
 def repeat(console: Console, asked: Repeat) -> int:
     """Run again what a folder says; 0 if the same came out, 1 if not."""
     config = runs.load_config(asked.source)
+    for read in (runs.load_environment, runs.load_params):  # what will be compared, before hours of work
+        read(asked.source)
+    question = runs.load_results(asked.source).attrs.get("question", "")
     prepare(jax.config, asked.devices or runs.recorded_devices(asked.source))
     experiments = runs.load_experiments(asked.source)
     with tempfile.TemporaryDirectory() as temporary:
@@ -186,7 +189,6 @@ def repeat(console: Console, asked: Repeat) -> int:
         if into.resolve() == asked.source.resolve():
             raise ValueError(f"--into must be another folder than {asked.source}, which is compared with it.")
         watcher = runs.display(console, quiet=asked.quiet)
-        question = runs.load_results(asked.source).attrs.get("question", "")
         if runs.carry_out(into, config, experiments, question=question, watcher=watcher).found:
             console.print(f"Compared with the run that is already in {into}.", soft_wrap=True)
         differing, around = runs.differences(asked.source, into), runs.surroundings(asked.source, into)

@@ -24,6 +24,7 @@ from bptoolkit.runs.record import (
     run_name,
     save_results,
 )
+from bptoolkit.runs.recorded import load_environment
 from bptoolkit.runs.report import write_report
 from bptoolkit.runs.session import Outcome, carry_out
 from bptoolkit.runs.summary import interval, load_summary, save_summary, summarise
@@ -44,6 +45,7 @@ __all__ = [
     "guarded",
     "interval",
     "load_config",
+    "load_environment",
     "load_experiments",
     "load_log",
     "load_params",

@@ -7,7 +7,8 @@ import jax
 import numpy as np
 
 from bptoolkit.runs.flat import flat
-from bptoolkit.runs.record import CONFIG, ENVIRONMENT, load_results, read_json
+from bptoolkit.runs.record import CONFIG, load_results, read_json
+from bptoolkit.runs.recorded import load_environment
 from bptoolkit.runs.weights import load_params
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ def differences(one: Path | str, other: Path | str) -> list[str]:
 
 def surroundings(one: Path | str, other: Path | str) -> list[str]:
     """What differs in versions, source, machine, devices and settings: where the cause may lie."""
-    told = [dict(flat(read_json(Path(folder) / ENVIRONMENT))) for folder in (one, other)]
+    told = [dict(flat(load_environment(folder))) for folder in (one, other)]
     keys = [key for key in sorted(told[0] | told[1]) if key.split(".")[0] in WHERE and key not in PASSING]
     return [f"{key}: {told[0].get(key)} → {told[1].get(key)}" for key in keys if told[0].get(key) != told[1].get(key)]
 

@@ -1,6 +1,6 @@
 """One self-contained page about a run, written from its folder alone: it needs no network and no other file."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,7 +11,8 @@ from bptoolkit.runs.figures import Drawn, figures, names, scenario_of, write_fig
 from bptoolkit.runs.flat import flat
 from bptoolkit.runs.latex import latex_tables
 from bptoolkit.runs.page import Picture, picture, render, without_lone
-from bptoolkit.runs.record import CONFIG, ENVIRONMENT, RESULTS, RunError, load_results, read_json, write_text
+from bptoolkit.runs.record import CONFIG, RESULTS, RunError, load_results, read_json, write_text
+from bptoolkit.runs.recorded import load_environment
 from bptoolkit.runs.summary import save_summary
 from bptoolkit.runs.tables import Grid, grids, markdown_tables, remarks, seeds
 
@@ -78,13 +79,9 @@ def recorded(folder: Path) -> "tuple[dict[str, Any], dict[str, Any], xarray.Data
     """
     if not folder.is_dir():
         raise RunError(f"A report is made of a run folder; {folder} is {'a file' if folder.exists() else 'not there'}.")
-    config, environment = read_json(folder / CONFIG), read_json(folder / ENVIRONMENT)
+    config, environment = read_json(folder / CONFIG), load_environment(folder)
     if not isinstance(config.get("experiment"), str):
         raise RunError(f'{folder / CONFIG} must name its "experiment", got the keys {sorted(config)}.')
-    for name, (right, required) in NEEDED.items():
-        if not right(environment.get(name)):
-            told = "nothing" if name not in environment else repr(environment[name])
-            raise RunError(f"{folder / ENVIRONMENT} must hold {name}, {required}; got {told[:80]}.")
     return config, environment, whole(load_results(folder), folder / RESULTS)
 
 
@@ -103,29 +100,6 @@ def whole(results: "xarray.Dataset", path: Path) -> "xarray.Dataset":
         if not holds:
             raise RunError(f"{path} must hold {what}. Delete it and run the experiment again.")
     return results
-
-
-def is_time(value: Any) -> bool:
-    """Whether this is a time as `environment.now` writes it."""
-    try:
-        return datetime.fromisoformat(value).tzinfo is not None
-    except (TypeError, ValueError):
-        return False
-
-
-def is_source(value: Any) -> bool:
-    """Whether this is a commit, and whether files differed from it."""
-    return isinstance(value, dict) and isinstance(value.get("commit"), str) and "dirty" in value
-
-
-NEEDED: dict[str, tuple[Callable[[Any], bool], str]] = {  # of environment.json
-    "state": (lambda value: isinstance(value, str), "a word"),
-    "started": (is_time, "a time with its zone"),
-    "ended": (lambda value: value is None or is_time(value), "a time with its zone, or null"),
-    "command": (lambda value: isinstance(value, str), "a line of text"),
-    "source": (lambda value: value is None or is_source(value), "{commit, dirty} or null"),
-    "packages": (lambda value: value is None or isinstance(value, dict), "names with their versions"),
-}
 
 
 def write_tables(tables: list[Grid], lines: list[str], folder: Path) -> None:
