@@ -46,8 +46,11 @@ def fromp(
 
     Memorable rows are the `per_class` of each class with the largest Σ_c p_c (1 − p_c).  A step looks at `rows` of
     them, shared out evenly among the tasks behind, each task's drawn without replacement, with K⁻¹ of all its rows.
-    K is inverted by our own elimination, whose pivots below ε count as ε.  Ending a task needs memory for P · |θ|
-    numbers, P = per_class · (classes a task), and time for (tasks behind) · (outputs) · P² · |θ| products.
+    K is inverted by our own elimination, whose pivots below ε count as ε; ε is 10⁻⁶, or P · (the dtype's precision) ·
+    (the mean of K's diagonal) where that is more, so that rounding cannot make K indefinite.
+
+    Ending a task needs memory for P · |θ| numbers, P = per_class · (classes a task), and time for (tasks behind) ·
+    (outputs) · P² · |θ| products.
 
     Args:
         tau: τ, at least 0; may be traced.
@@ -147,7 +150,9 @@ def kernels(
         slopes = jax.vmap(jax.grad(lambda p, row: answer(p, row)[c]), (None, 0))(params, rows)
         flat = lambda leaf: jnp.where(counts[:, None], leaf.reshape(len(counts), -1), 0)
         pairs = jax.tree.map(lambda j, s: (flat(j) * s.reshape(1, -1)) @ flat(j).T, slopes, variance)
-        kernel = jnp.sum(jnp.stack(jax.tree.leaves(pairs)), axis=0) + JITTER * jnp.eye(len(counts), dtype=means.dtype)
+        kernel = jnp.sum(jnp.stack(jax.tree.leaves(pairs)), axis=0)
+        resolved = jnp.finfo(kernel.dtype).eps * jnp.trace(kernel)  # P · precision · mean of the diagonal
+        kernel = kernel + jnp.maximum(JITTER, resolved) * jnp.eye(len(counts), dtype=kernel.dtype)
         return jnp.where(counts[:, None] & counts[None, :], inverse(kernel), 0)
 
     silent = jnp.zeros((len(counts), len(counts)), means.dtype)

@@ -8,8 +8,9 @@ import pytest
 
 from bptoolkit import continual as cl
 from bptoolkit import learning, trees
-from bptoolkit.continual.functional import JITTER, inverse, memorable
+from bptoolkit.continual.functional import JITTER, inverse, kernels, memorable
 from bptoolkit.models import mlp
+from bptoolkit.types import Batch
 
 TAU, PRIOR, PER_CLASS = 0.3, 0.5, 2
 MODEL = mlp(4, 5, 6)
@@ -99,6 +100,25 @@ def test_elimination_inverts():
     a = np.random.default_rng(0).normal(size=(12, 12))
     positive = a @ a.T + 0.1 * np.eye(12)
     np.testing.assert_allclose(jax.jit(inverse)(positive), np.linalg.inv(positive), rtol=1e-8, atol=1e-9)
+
+
+def test_in_a_narrow_dtype_a_kernel_without_rank_stays_definite():
+    """float32, four memorable rows that are one row: the inverse is finite and its quadratic form positive."""
+    narrow = lambda tree: jax.tree.map(lambda leaf: leaf.astype(jnp.float32), tree)
+    params = narrow(MODEL.init(jax.random.key(5)))
+    rows = Batch(
+        x=jnp.ones((4, 4), jnp.float32),
+        target=jnp.zeros((4, 6), jnp.float32),
+        active=jnp.ones((4, 6), bool),
+        weight=jnp.ones(4, jnp.float32),
+        temperature=jnp.ones(4, jnp.float32),
+        task=jnp.zeros(4, jnp.int32),
+        index=jnp.arange(4, dtype=jnp.int32),
+    )
+    variance = jax.tree.map(lambda leaf: jnp.full_like(leaf, 1e5), params)
+    _, inverses = jax.jit(kernels, static_argnums=0)(MODEL, params, rows, variance)
+    assert np.isfinite(inverses).all()
+    assert (np.linalg.eigvalsh(np.asarray(inverses, np.float64)) > 0).all()
 
 
 def test_a_long_gradient_is_shortened_to_the_clip(drive, clouds):
