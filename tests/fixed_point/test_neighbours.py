@@ -1,0 +1,99 @@
+"""Samples of a batch never touch each other: solvers and adjoints that other files do not already hold to it."""
+
+import chex
+import jax
+import jax.numpy as jnp
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bptoolkit.fixed_point import (
+    Status,
+    Stop,
+    almeida_pineda,
+    anderson,
+    broyden,
+    chebyshev,
+    damped,
+    dense,
+    exact,
+    implicit,
+    newton_krylov,
+    phantom,
+    picard,
+    shine,
+    solve,
+)
+
+SOLVERS = {"broyden": broyden(), "chebyshev": chebyshev(), "newton_krylov": newton_krylov(), "nothing said": None}
+ADJOINTS = {
+    "almeida_pineda(anderson)": almeida_pineda(anderson()),
+    "dense": dense(),
+    "exact": exact(),
+    "phantom": phantom(),
+    "shine": shine(1),
+}
+W = jnp.sin(jnp.arange(144.0)).reshape(12, 12) / 12  # more units than are eliminated
+GAINS = {"nan": jnp.nan, "divergent": 1e3, "well": 0.7}
+OTHERS = jnp.array([0, 2, 3])
+
+
+def lanes(kind):
+    return jnp.array([0.3, GAINS[kind], -0.8, 0.9])
+
+
+def gradients(solver, adjoint):
+    relax = implicit(solver, adjoint, Stop(rtol=1e-6, max_steps=200))
+
+    def value(b, gain):
+        z = relax(lambda b, z: gain * (W @ z) + b, b, jnp.zeros(12)).value
+        return jnp.sum(jnp.arange(12.0) * jnp.square(z))
+
+    return jax.jit(jax.vmap(jax.value_and_grad(value), (None, 0)))
+
+
+CASES = [(name, s, exact()) for name, s in SOLVERS.items()]
+CASES += [(name, broyden() if name == "shine" else picard(), a) for name, a in ADJOINTS.items()]
+
+
+@pytest.mark.parametrize(("name", "solver", "adjoint"), CASES, ids=[case[0] for case in CASES])
+def test_values_and_gradients_of_the_others_are_the_same_bits(name, solver, adjoint):
+    del name
+    both = gradients(solver, adjoint)
+    b = jnp.cos(jnp.arange(12.0))
+    keep = lambda kind: jax.tree.map(lambda x: x[OTHERS], both(b, lanes(kind)))
+    healthy = keep("well")
+    assert jnp.isfinite(healthy[1]).all()
+    chex.assert_trees_all_equal(keep("nan"), healthy)
+    chex.assert_trees_all_equal(keep("divergent"), healthy)
+    turned = jax.tree.map(lambda x: x[::-1], both(b, lanes("well")[::-1]))
+    chex.assert_trees_all_close(jax.tree.map(lambda x: x[OTHERS], turned), healthy, rtol=1e-9, atol=1e-12)
+
+
+def drawn(seed, rho, spread, gap):
+    """A symmetric map with eigenvalues between −spread · ρ and ρ, and its fixed point."""
+    q = jnp.linalg.qr(jax.random.normal(jax.random.key(seed), (8, 8)))[0]
+    m = q @ jnp.diag(rho * jnp.linspace(-spread, 1.0, 8) ** gap) @ q.T
+    return lambda z: m @ z + 1, jnp.linalg.solve(jnp.eye(8) - m, jnp.ones(8))
+
+
+@jax.jit
+def settled(seed, rho, spread, gap, damping):
+    f, right = drawn(seed, rho, spread, gap)
+    found = solve(f, jnp.zeros(8), damped(damping), Stop(rtol=1e-4, max_steps=100_000))
+    return found.status, jnp.linalg.norm(found.value - right) / (1e-4 * jnp.linalg.norm(right))
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    seed=st.integers(0, 2**31 - 1),
+    rho=st.floats(0.0, 0.999),
+    spread=st.floats(0.0, 1.0),
+    gap=st.sampled_from([1.0, 3.0]),
+    damping=st.floats(0.0, 0.9),
+)
+def test_what_is_called_converged_is_within_its_tolerance(seed, rho, spread, gap, damping):
+    """Contractions up to ρ = 0.999: none is missed, none is off by more than three tolerances."""
+    status, off = settled(seed, rho, spread, gap, damping)
+    assert status == Status.CONVERGED
+    assert off <= 3
