@@ -218,14 +218,15 @@ def report(table: Table, options: Options, folder: Path) -> None:
         for column in options.columns or table.columns:
             if column in table.published[method]:
                 cells[method, column] = cell_of(table, method, column, options.key, folder)
-    print(text_table(table, cells))
-    if options.out is not None and any(one.n for one in cells.values()):
-        options.out.mkdir(parents=True, exist_ok=True)
-        around = environment({})
-        made = {name: around[name] for name in RECORDED} | {"key": options.key}
-        path = options.out / f"{options.table.replace('/', '-')}.json"
-        write_json(path, as_data(table, cells, made))
-        print(f"\n{path}")
+    if options.out is None or not any(one.n for one in cells.values()):
+        print(text_table(table, cells))
+        return
+    options.out.mkdir(parents=True, exist_ok=True)
+    around = environment({})
+    made = {name: around[name] for name in RECORDED} | {"key": options.key}
+    path = options.out / f"{options.table.replace('/', '-')}.json"
+    write_json(path, as_data(table, cells, made))  # before anything is printed, which a closed pipe may end
+    print(f"{text_table(table, cells)}\n\n{path}")
 
 
 def cell_of(table: Table, method: str, column: str, key: int, folder: Path) -> Cell:
