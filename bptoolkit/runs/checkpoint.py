@@ -26,6 +26,7 @@ from bptoolkit.runs.record import RunError, difference, first_line
 __all__ = ["load_state", "require_same", "save_state"]
 
 ABOUT, STATE = "about.json", "state"
+BLOCK = 4096  # bytes
 KEPT = 2  # should the newest be damaged
 
 
@@ -50,8 +51,9 @@ def save_state(folder: Path, state: RunState, about: Mapping[str, Any]) -> None:
         _flush(folder)
     except Exception as error:  # Orbax reports a full disk as any of several types
         shutil.rmtree(part, ignore_errors=True)
+        reason = getattr(error, "strerror", None) or first_line(error)[:200]
         raise RunError(
-            f"A checkpoint cannot be written in {folder} ({first_line(error)}). "
+            f"A checkpoint cannot be written in {folder} ({reason}). "
             "Free the disk and start the same command: it goes on from the last one that was saved."
         ) from error
     for number in sorted(there)[: 1 - KEPT]:
@@ -84,6 +86,7 @@ def _numbered(folder: Path) -> dict[int, Path]:
 
 def _write(part: Path, state: RunState, about: Mapping[str, Any]) -> None:
     packed = {name: pack(leaf) for name, leaf in _named(state).items()}
+    _reserve(part / "reserved", [array.nbytes for array, _ in packed.values()])
     with _quiet():
         _orbax().save(part.resolve() / STATE, {name: array for name, (array, _) in packed.items() if array.size})
     body = {
@@ -97,6 +100,14 @@ def _write(part: Path, state: RunState, about: Mapping[str, Any]) -> None:
     (part / ABOUT).write_text(json.dumps({"body": text, "digest": _digest_of(text.encode())}), encoding="utf-8")
     for path in [*_files(part), *(path for path in part.rglob("*") if path.is_dir()), part]:
         _flush(path)
+
+
+def _reserve(path: Path, sizes: list[int]) -> None:
+    """Raise now where the disk will not hold the arrays: Orbax would fill the terminal with what its threads meet."""
+    blocks = sum(size // BLOCK + 4 for size in sizes) + 32  # a file, its description and its folder for each
+    with path.open("wb") as file:
+        os.posix_fallocate(file.fileno(), 0, blocks * BLOCK)
+    path.unlink()
 
 
 def _read(path: Path, about: Mapping[str, Any]) -> RunState:
@@ -160,10 +171,10 @@ def _orbax():
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without Orbax's warning that files of several processes, which there are none of, are not merged."""
+    """Without what Orbax logs: that files of several processes are not merged; errors, which are raised as well."""
     logger = logging.getLogger("absl")
     level = logger.level
-    logger.setLevel(logging.ERROR)
+    logger.setLevel(logging.CRITICAL)
     try:
         yield
     finally:

@@ -140,10 +140,14 @@ def load_results(folder: Path | str) -> "xarray.Dataset":
 
 
 def save_dataset(path: Path, data: "xarray.Dataset") -> None:
-    """A NetCDF-4 file in which every block has its checksum, whole or not at all."""
+    """A NetCDF-4 file in which every block has its checksum, whole or not at all.
+
+    It is made in memory: HDF5 does not survive a full disk.
+    """
     shaped = [name for name in data.data_vars if data[name].size and data[name].ndim]
+    whole = data.to_netcdf(engine="h5netcdf", encoding={name: {"fletcher32": True} for name in shaped})
     with replacing(path) as part:
-        data.to_netcdf(part, engine="h5netcdf", encoding={name: {"fletcher32": True} for name in shaped})
+        part.write_bytes(whole)
 
 
 def load_dataset(path: Path) -> "xarray.Dataset":

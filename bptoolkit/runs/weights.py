@@ -1,5 +1,6 @@
 """Trained parameters in one file: any pytree of arrays, read back without the code that made it."""
 
+import io
 import json
 import zipfile
 from collections import namedtuple
@@ -40,8 +41,10 @@ def save_weights(path: Path, tree: Any) -> None:
     about = {"tree": _structure(tree, iter(range(len(leaves)))), "kinds": [kind for _, kind in leaves]}
     members: dict[str, Any] = {STRUCTURE: np.array(json.dumps(about))}
     members |= {f"leaf{i}": array for i, (array, _) in enumerate(leaves)}
-    with replacing(path) as part, part.open("wb") as file:
-        np.savez(file, **members)
+    whole = io.BytesIO()
+    np.savez(whole, **members)
+    with replacing(path) as part:
+        part.write_bytes(whole.getbuffer())
 
 
 def load_weights(path: Path) -> Any:
