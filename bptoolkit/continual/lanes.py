@@ -82,8 +82,9 @@ def seed_numbers(seeds: int | Sequence[int]) -> tuple[int, ...]:
     Raises:
         ValueError: none, more than `SEEDS_MOST`, the same twice, or what is no whole number from 0 below 2³².
     """
-    listed = isinstance(seeds, Iterable) and not isinstance(seeds, str | Mapping)
-    names = range(seeds) if _is_whole(seeds) else tuple(seeds) if listed else ()
+    given: Any = seeds
+    listed = isinstance(given, Iterable) and not isinstance(given, str | Mapping)
+    names = range(given) if _is_whole(given) else tuple(given) if listed else ()
     if names[SEEDS_MOST:]:
         raise ValueError(f"seeds must be at most {SEEDS_MOST:,} nets in one run. Split them over several runs.")
     if not names or not all(_is_whole(s) and 0 <= s < 2**32 for s in names) or len(set(names)) < len(names):
