@@ -84,7 +84,7 @@ def seed_numbers(seeds: int | Sequence[int]) -> tuple[int, ...]:
     """
     given: Any = seeds
     listed = isinstance(given, Iterable) and not isinstance(given, str | Mapping)
-    names = range(given) if _is_whole(given) else tuple(given) if listed else ()
+    names: Sequence[Any] = range(given) if _is_whole(given) else tuple(given) if listed else ()
     if names[SEEDS_MOST:]:
         raise ValueError(f"seeds must be at most {SEEDS_MOST:,} nets in one run. Split them over several runs.")
     if not names or not all(_is_whole(s) and 0 <= s < 2**32 for s in names) or len(set(names)) < len(names):
