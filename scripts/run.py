@@ -5,7 +5,8 @@ python scripts/run.py split_digits --seeds 10       run one
 python scripts/run.py split_digits --help           all its flags
 python scripts/run.py --from runs/split_digits-…    repeat a run elsewhere, and tell what differs
 
-A run that was broken off goes on where it was saved when the same command is given again.
+A run that was broken off goes on where it was saved when the same command is given again.  Several processes, on one
+machine or many, make one run together when each is started with the same command and its own --process (docs/scale.md).
 """
 
 import ast
@@ -15,7 +16,9 @@ import importlib
 import sys
 import tempfile
 import time
+import traceback
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -27,13 +30,21 @@ from rich.markup import escape
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from bptoolkit import runs  # noqa: E402  (the experiments lie beside this folder, not in a package)
-from bptoolkit.runs.devices import cache_folder, prepare  # noqa: E402
+from bptoolkit import continual as cl  # noqa: E402  (the experiments lie beside this folder, not in a package)
+from bptoolkit import runs  # noqa: E402
+from bptoolkit.runs.devices import cache_folder, group_of, prepare  # noqa: E402
 from bptoolkit.runs.fields import Count, Range, check_fields  # noqa: E402
+from bptoolkit.runs.processes import end, is_leader, lost  # noqa: E402
 
 EXPERIMENTS = ROOT / "experiments"
 Devices = Annotated[int, Range(1, 1024)]
 WIDTH = 110  # of tables that go to a file or a pipe
+FAULT = 70  # the exit code of an error that nobody foresaw
+LOST = 3  # the exit code where another process has gone
+LOST_SENTENCE = (
+    "Another process of this run has ended or cannot be reached. What was saved is kept: start the same command again "
+    "in every process, and the run goes on."
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,6 +57,10 @@ class Options:
     again: bool = False  # start anew even if this very run is there, finished or not
     save_every: Count | None = None  # updates between two checkpoints within a task; once a minute if left out
     devices: Devices | None = None  # CPU devices; if left out as many as the run began with, one per core for a new one
+    data_devices: Devices = 1  # devices that split the rows of every batch; nets are shared out to the rest
+    coordinator: str | None = None  # HOST:PORT of process 0, where several processes make one run; found on SLURM
+    process: Annotated[int, Range(0)] | None = None  # which of them this is, from 0; found on SLURM
+    processes: Count | None = None  # how many they are; found on SLURM
     quiet: bool = False  # no progress display
     tensorboard: bool = False  # also write TensorBoard's event files to tensorboard/ in the run folder
     mlflow: str | None = None  # also write to this MLflow server, or to a folder (file:///…)
@@ -66,23 +81,34 @@ def main(arguments: list[str]) -> int:
     console = Console()
     if not console.is_terminal:
         console = Console(width=WIDTH)
+    if arguments and arguments[0].partition("=")[0] == "--from":
+        return repeat(console, tyro.cli(Repeat, prog="run.py", args=arguments))
+    name, question = choose(arguments)
+    if name is None:
+        console.print(f"{__doc__}\n{question}" if wants_help(arguments) else question, highlight=False, soft_wrap=True)
+        return 0
+    module = importlib.import_module(f"experiments.{name}")
+    config, options = parse(name, question, module, arguments[1:])
+    check_fields(options)
+    return execute(console, name, question, module, config, options)
+
+
+def guarded_main(main: Callable[[list[str]], int], arguments: list[str]) -> int:
+    """The exit code of `main`; what the user can mend is told in a sentence."""
     try:
-        if arguments and arguments[0].partition("=")[0] == "--from":
-            return repeat(console, tyro.cli(Repeat, prog="run.py", args=arguments))
-        name, question = choose(arguments)
-        if name is None:
-            console.print(question, highlight=False, soft_wrap=True)
-            return 0
-        module = importlib.import_module(f"experiments.{name}")
-        config, options = parse(name, question, module, arguments[1:])
-        check_fields(options)
-        return execute(console, name, question, module, config, options)
+        return main(arguments)
     except runs.Interrupted as error:
         kept = "--from" not in arguments[:1] or "--into" in arguments
         onward = "The same command goes on from there." if kept else "A repetition without --into is removed."
         tell_error(f"{escape(str(error))} {onward}")
         return error.exit_code
-    except (ValueError, FileNotFoundError, runs.RunError) as error:
+    except Exception as error:
+        if lost(error):
+            tell_error(f"[bold red]Error:[/] {LOST_SENTENCE}")
+            return LOST
+        if not isinstance(error, ValueError | FileNotFoundError | runs.RunError):
+            traceback.print_exc()
+            return FAULT
         tell_error(f"[bold red]Error:[/] {escape(str(error))}")
         return 2
 
@@ -91,14 +117,15 @@ def tell_error(text: str) -> None:
     Console(stderr=True).print(text, highlight=False, soft_wrap=True)
 
 
+def wants_help(arguments: list[str]) -> bool:
+    return not arguments or arguments[0] in ("-h", "--help")
+
+
 def choose(arguments: list[str]) -> tuple[str | None, str]:
     """The experiment named first and its question; without one, None and what to print."""
     known = questions()
-    listing = "\n".join(f"{name:16} {question}" for name, question in known.items())
-    if not arguments or arguments[0] in ("-h", "--help"):
-        return None, f"{__doc__}\nExperiments:\n{listing}"
-    if arguments[0] == "--list":
-        return None, listing
+    if wants_help(arguments) or arguments[0] == "--list":
+        return None, "\n".join(f"{name:16} {question}" for name, question in known.items())
     if arguments[0] not in known:
         near = difflib.get_close_matches(arguments[0], known, n=3, cutoff=0.3) or list(known)
         raise ValueError(f"There is no experiment {arguments[0]!r}. Nearest: {', '.join(near)}. See --list.")
@@ -115,7 +142,7 @@ def questions() -> dict[str, str]:
     return found
 
 
-def parse(name: str, question: str, module: Any, arguments: list[str]) -> tuple[Any, Options]:
+def parse(name: str, question: str, module: Any, arguments: list[str], program: str = "run.py") -> tuple[Any, Options]:
     """The experiment's own fields and how to run it, from flags."""
     both = dataclasses.make_dataclass(
         "Flags",
@@ -124,7 +151,7 @@ def parse(name: str, question: str, module: Any, arguments: list[str]) -> tuple[
             ("options", Annotated[Options, tyro.conf.OmitArgPrefixes], dataclasses.field(default=Options())),
         ],
     )
-    flags = tyro.cli(both, prog=f"run.py {name}", description=question, args=arguments)
+    flags = tyro.cli(both, prog=f"{program} {name}", description=question, args=arguments)
     return flags.config, flags.options
 
 
@@ -137,16 +164,19 @@ def execute(console: Console, name: str, question: str, module: Any, config: Any
         "key": options.key,
     }
     folder, began = options.runs / runs.run_name(record), time.perf_counter()
-    prepare(jax.config, options.devices or (None if options.again else runs.recorded_devices(folder)))
+    settle(options, folder)
     outcome = runs.carry_out(
         folder,
         record,
         module.define(config),  # refuses what cannot run before anything is written
+        layout=cl.Layout(data=options.data_devices),
         question=question,
-        watcher=watcher_of(console, folder, options),
+        watcher=watcher_of(console, folder, options) if is_leader() else None,
         again=options.again,
         save_every=options.save_every,
     )
+    if not is_leader():
+        return 0
     if outcome.found:
         console.print(f"This run is already in {folder} (--again repeats it).", soft_wrap=True)
     if not outcome.found or not (folder / "report.html").is_file():
@@ -168,6 +198,15 @@ def watcher_of(console: Console, folder: Path, options: Options) -> runs.Watcher
         *([runs.writers.wandb(options.wandb, folder)] if options.wandb is not None else []),
         runs.display(console, quiet=options.quiet),
     )
+
+
+def settle(options: Options, folder: Path) -> None:
+    """Devices and processes, before the first computation."""
+    group = group_of(options.coordinator, options.process, options.processes)
+    alone = None if options.again or group else runs.recorded_devices(folder)
+    if group is not None and group.process == 0 and not options.quiet:
+        tell_error(f"Waiting for {group.processes - 1} other processes at {group.coordinator}.")
+    prepare(jax.config, options.devices or alone, group)
 
 
 def diverged(results: Any) -> list[str]:
@@ -204,4 +243,4 @@ def repeat(console: Console, asked: Repeat) -> int:
 
 if __name__ == "__main__":
     warnings.filterwarnings("ignore", message=".*donated.*")
-    sys.exit(main(sys.argv[1:]))
+    end(guarded_main(main, sys.argv[1:]))

@@ -94,7 +94,7 @@ def fetch(tree: T) -> T:
             return leaf
         if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
             return jax.random.wrap_key_data(one(jax.random.key_data(leaf)), impl=jax.random.key_impl(leaf))
-        return process_allgather(leaf, tiled=True)
+        return process_allgather(leaf, tiled=True)  # a program of its own, which ends before the next one starts
 
     return jax.tree.map(one, tree)
 

@@ -6,7 +6,8 @@ they are stacked by `vmap`, or done one after the other by `lax.map`.  See `layo
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -57,30 +58,21 @@ class Programs:
 
         # One seed at a time: jaxlib 0.10's batched LAPACK (orthogonal first weights) can block for ever on two devices.
         given = place((lanes.keys, lanes.hyper), self.mesh, SEED)
-        self.start = self._compile(partial(_start, experiment), 2, given, (SEED, SEED), stack=False)
+        self.start = self._compile(partial(_start, experiment), 2, given, stack=False)
         self.lanes, self.first = self.start(*given)
         own = (self.lanes, self.first)
-        self.train = self._compile(
-            partial(_train, experiment, chunk, layout), 2, (*own, self.data, task, number), (SEED, WHOLE)
-        )
-        self.close = self._compile(partial(_close, experiment, layout), 2, (*own, self.data, task), (SEED, WHOLE))
-        self.evaluate = self._compile(partial(_evaluate, experiment, layout), 2, (*own, self.data), WHOLE)
+        self.train = self._compile(partial(_train, experiment, chunk, layout), 2, (*own, self.data, task, number))
+        self.close = self._compile(partial(_close, experiment, layout), 2, (*own, self.data, task))
+        self.evaluate = self._compile(partial(_evaluate, experiment, layout), 2, (*own, self.data))
 
-    def _compile(self, function: Callable, lanes: int, arguments: tuple, out, stack: bool = True) -> Callable:
-        """The function over a leading axis of nets in its first `lanes` arguments, compiled for these shapes.
-
-        `out` tells of each output whether it stays where its nets are, or is told to all.
-        """
+    def _compile(self, function: Callable, lanes: int, arguments: tuple, stack: bool = True) -> Callable:
+        """The function over a leading axis of nets in its first `lanes` arguments, compiled for these shapes."""
         began = time.perf_counter()
         layout = self.layout._replace(stacked=stack and self.layout.stacked)
-        sharding = partial(NamedSharding, self.mesh)
-        given = tuple(sharding(SEED if i < lanes else WHOLE) for i in range(len(arguments)))
-        jitted = jax.jit(
-            over_lanes(function, lanes, layout, self.mesh),
-            in_shardings=given,
-            out_shardings=jax.tree.map(sharding, out, is_leaf=lambda leaf: leaf in (SEED, WHOLE)),
-        )
-        compiled = jitted.lower(*arguments).compile()
+        on_seed, whole = (NamedSharding(self.mesh, spec) for spec in (SEED, WHOLE))
+        given = tuple(on_seed if i < lanes else whole for i in range(len(arguments)))
+        mapped = over_lanes(function, lanes, layout, self.mesh)
+        compiled = jax.jit(mapped, in_shardings=given, out_shardings=on_seed).lower(*arguments).compile()
         self.compile_seconds += time.perf_counter() - began
         memory = compiled.memory_analysis()
         self.peak_bytes = max(self.peak_bytes, getattr(memory, "temp_size_in_bytes", 0))
@@ -209,6 +201,38 @@ def _binned(curve: Float[Array, "steps"], bins: int) -> Float[Array, "bins"]:
     """Means over equal stretches; a last, shorter one is left out."""
     length = curve.shape[0] // bins
     return curve[: bins * length].reshape(bins, length).mean(1)
+
+
+def numbers_read(experiment: Experiment) -> set[str]:
+    """Which of its numbers an experiment reads when its programs are traced; the others make no difference to it."""
+    read: set[str] = set()
+    noting = lambda make: make if isinstance(make, tuple) else lambda hyper: make(_Noted(hyper, read))
+    watched = replace(experiment, learner=noting(experiment.learner), optimizer=noting(experiment.optimizer))
+    stream, layout, task = experiment.stream, Layout(1, False), np.int32(0)
+    data = (stream.data.train, stream.data.test)
+    numbers = jax.tree.map(jnp.asarray, dict(experiment.hyper))
+    own = jax.eval_shape(partial(_start, watched), jax.random.key(0), numbers)
+    jax.eval_shape(partial(_train, watched, 1, layout), *own, data, task, task)
+    jax.eval_shape(partial(_close, watched, layout), *own, data, task)
+    jax.eval_shape(partial(_evaluate, watched, layout), *own, data)
+    return read
+
+
+class _Noted(Mapping):
+    """Numbers that note which of them are read."""
+
+    def __init__(self, hyper: Hyper, read: set[str]):
+        self.hyper, self.read = hyper, read
+
+    def __getitem__(self, name: str) -> Any:
+        self.read.add(name)
+        return self.hyper[name]
+
+    def __iter__(self):
+        return iter(self.hyper)
+
+    def __len__(self) -> int:
+        return len(self.hyper)
 
 
 def weights_of(learner: Learner, key: Key) -> int:

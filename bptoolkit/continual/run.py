@@ -139,7 +139,7 @@ def run_grid(
         if on_task is not None:
             on_task(walk.moment(state, state.curves[-1]), state._replace(progress=fetch(state.progress)))
 
-    params = jax.tree.map(np.asarray, fetch(state.progress.params))
+    params = _read(state.progress.params)
     cost = Cost(
         parameters=weights,
         flops=float("nan"),
@@ -192,7 +192,7 @@ class _Walk:
     def start(self) -> RunState:
         """Test all tasks before any training."""
         p, began = self.programs, time.perf_counter()
-        table = np.asarray(p.evaluate(p.lanes, p.first, p.data))
+        table = _read(p.evaluate(p.lanes, p.first, p.data))
         return RunState(p.first, (table,), (), (), (), time.perf_counter() - began, p.layout)
 
     def stage(self, state: RunState) -> RunState:
@@ -209,12 +209,13 @@ class _Walk:
                 self.on_progress(self.moment(state, state.begun[-1]), state)
         began = time.perf_counter()
         progress, finite = p.close(p.lanes, state.progress, p.data, np.int32(task))
-        table = np.asarray(p.evaluate(p.lanes, progress, p.data))
+        finite = _read(finite)  # before anything else is started: exchanges of two programs must not overlap
+        table = _read(p.evaluate(p.lanes, progress, p.data))
         return state._replace(
             progress=progress,
             tables=(*state.tables, table),
             curves=(*state.curves, _rebinned(state.begun)),
-            finite=(*state.finite, np.asarray(finite)),
+            finite=(*state.finite, finite),
             begun=(),
             seconds=state.seconds + time.perf_counter() - began,
             within=(*state.within, table[:, 0]) if self.tests_between else (),
@@ -224,14 +225,14 @@ class _Walk:
         """As many updates as one call makes."""
         p, began = self.programs, time.perf_counter()
         progress, curve = p.train(p.lanes, state.progress, p.data, np.int32(task), np.int32(first))
-        curve = jax.tree.map(np.asarray, curve)
+        curve = _read(curve)
         seconds = state.seconds + time.perf_counter() - began
         return state._replace(progress=progress, begun=(*state.begun, curve), seconds=seconds)
 
     def test(self, state: RunState) -> RunState:
         """Test all tasks within one."""
         p, began = self.programs, time.perf_counter()
-        table = np.asarray(p.evaluate(p.lanes, state.progress, p.data))
+        table = _read(p.evaluate(p.lanes, state.progress, p.data))
         seconds = state.seconds + time.perf_counter() - began
         return state._replace(within=(*state.within, table[:, 0]), seconds=seconds)
 
@@ -244,6 +245,11 @@ class _Walk:
         step = self.made(len(state.curves)) + len(state.begun) * self.chunk
         accuracy = state.tables[-1][:, 0]
         return Moment(len(state.curves), self.tasks, step, self.total, loss, unconverged, accuracy)
+
+
+def _read(tree):
+    """On the host, one leaf after the other, whichever process has it."""
+    return jax.tree.map(lambda leaf: np.asarray(fetch(leaf)), tree)
 
 
 def _mean(values) -> float:

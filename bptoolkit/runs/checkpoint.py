@@ -163,10 +163,12 @@ def _state(arrays: dict[str, Any], seconds: float, layout: Layout) -> RunState:
 
 
 def _orbax():
-    """A writer of plain arrays, one file each, of this process alone."""
+    """A writer of plain arrays, one file each, of process 0 alone: no other is waited for."""
     import orbax.checkpoint as ocp
 
-    return ocp.Checkpointer(ocp.PyTreeCheckpointHandler(use_ocdbt=False, use_compression=False))
+    alone = ocp.options.MultiprocessingOptions(primary_host=0, active_processes={0}, barrier_sync_key_prefix="alone")
+    handler = ocp.PyTreeCheckpointHandler(use_ocdbt=False, use_compression=False, multiprocessing_options=alone)
+    return ocp.Checkpointer(handler, multiprocessing_options=alone)
 
 
 @contextmanager

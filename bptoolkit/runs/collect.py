@@ -1,7 +1,7 @@
 """Results of several experiments as one labelled array: accuracy[net, strategy, scenario, seed, after, on]."""
 
-from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -10,7 +10,7 @@ from bptoolkit.continual.experiment import Result
 if TYPE_CHECKING:
     import xarray
 
-__all__ = ["cell", "collect", "merged"]
+__all__ = ["cell", "collect", "merged", "of_grid"]
 
 CELL = ("net", "strategy", "scenario")
 CURVES = {
@@ -72,6 +72,28 @@ def cell(result: Result) -> "xarray.Dataset":
     }
     coordinates = {"seed": list(result.seeds), "after": [0, *tasks], "on": tasks, "task": tasks}
     return xarray.Dataset(variables, coordinates, attrs={"layout": result.cost.layout})
+
+
+def of_grid(
+    results: Mapping[tuple[Any, ...], Result], own: Mapping[str, Sequence[Any]], whole: Mapping[str, Sequence[Any]]
+) -> "xarray.Dataset":
+    """What `run_grid` returns as one, with an axis for each number of the grid.
+
+    Args:
+        results: by point.
+        own: the grid that was run.
+        whole: that and more: numbers that make no difference, along which the results are repeated.
+    """
+    import xarray
+
+    points = [
+        cell(result).expand_dims({name: [value] for name, value in zip(own, point, strict=True)})
+        for point, result in results.items()
+    ]
+    together = xarray.merge([xarray.combine_by_coords(points, combine_attrs="override")]) if own else points[0]
+    for name in whole.keys() - own.keys():
+        together = together.expand_dims({name: list(whole[name])})
+    return together.reindex({name: list(values) for name, values in whole.items()}) if whole else together
 
 
 def _in_order(names: Iterable[str], axis: int) -> list[str]:

@@ -1,26 +1,110 @@
-"""What a script settles with JAX before its first computation: devices, and the cache of compiled programs.
+"""What a script settles with JAX before its first computation: devices, processes, the cache of compiled programs.
 
 The library itself never touches `jax.config`; the scripts call this, and say what they chose.
 """
 
 import os
+import re
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any, NamedTuple
 
-__all__ = ["cache_folder", "prepare"]
+import jax
+
+__all__ = ["Group", "cache_folder", "group_of", "prepare"]
+
+PATIENCE = 300  # seconds that processes wait for each other at the start and at the end
+HEARTBEAT = 30  # seconds of silence after which a process counts as lost
+PORTS = range(61440, 65536)  # that SLURM jobs take, by their number
+SLURM = ("SLURM_JOB_ID", "SLURM_STEP_ID", "SLURM_STEP_NODELIST", "SLURM_NTASKS", "SLURM_PROCID")
 
 
-def prepare(config, devices: int | None = None) -> None:
-    """One XLA device per core on a CPU, and a persistent cache of compiled programs.
+class Group(NamedTuple):
+    """The processes that make one run together, and which of them this is.
+
+    coordinator: HOST:PORT of process 0, as all others reach it.
+    """
+
+    coordinator: str
+    process: int
+    processes: int
+
+
+def group_of(
+    coordinator: str | None = None,
+    process: int | None = None,
+    processes: int | None = None,
+    variables: Mapping[str, str] = os.environ,
+) -> Group | None:
+    """The group that is asked for, or that SLURM's `srun` has started; None for a process by itself.
+
+    What is given goes before what is found in SLURM's variables; `processes=1` is a process by itself in any case.
+
+    Raises:
+        ValueError: only a part is given, and there is no SLURM step to complete it; numbers that cannot be.
+    """
+    given = {"coordinator": coordinator, "process": process, "processes": processes}
+    if processes == 1 or (all(value is None for value in given.values()) and not in_slurm(variables)):
+        return None
+    found = of_slurm(variables)._asdict() if in_slurm(variables) else {}
+    whole: dict[str, Any] = {name: found.get(name) if value is None else value for name, value in given.items()}
+    if missing := [f"--{name}" for name, value in whole.items() if value is None]:
+        raise ValueError(
+            "A run of several processes needs --coordinator HOST:PORT, --process I and --processes N in each of them; "
+            f"{' and '.join(missing)} must be added."
+        )
+    group = Group(**whole)
+    if not 0 <= group.process < group.processes:
+        raise ValueError(f"--process must be in 0 … {group.processes - 1}, got {group.process}.")
+    if not re.fullmatch(r"\S+:\d+", group.coordinator):
+        raise ValueError(f"--coordinator must be HOST:PORT, as in 10.0.0.1:1234, got {group.coordinator!r}.")
+    return group
+
+
+def in_slurm(variables: Mapping[str, str]) -> bool:
+    """Whether `srun` has started this process together with others."""
+    return all(name in variables for name in SLURM) and int(variables["SLURM_NTASKS"]) > 1
+
+
+def of_slurm(variables: Mapping[str, str]) -> Group:
+    """The group of a SLURM step; its port follows from job and step, so that two do not meet."""
+    port = PORTS[(int(variables["SLURM_JOB_ID"]) + int(variables["SLURM_STEP_ID"])) % len(PORTS)]
+    host = first_host(variables["SLURM_STEP_NODELIST"])
+    return Group(f"{host}:{port}", int(variables["SLURM_PROCID"]), int(variables["SLURM_NTASKS"]))
+
+
+def first_host(nodes: str) -> str:
+    """The first name in a list of nodes as SLURM writes it.
+
+    >>> first_host("node07"), first_host("a1,b2"), first_host("tux[003-005,9],b2"), first_host("r[1-2]n[07-08]")
+    ('node07', 'a1', 'tux003', 'r1n07')
+    """
+    first = re.match(r"(?:[^,\[]|\[[^\]]*\])+", nodes)
+    return re.sub(r"\[([^\],-]+)[^\]]*\]", r"\1", first.group() if first else nodes)
+
+
+def prepare(config, devices: int | None = None, group: Group | None = None) -> None:
+    """One XLA device per core on a CPU, a persistent cache of compiled programs, and the other processes of the run.
 
     Args:
         config: `jax.config`.
-        devices: CPU devices; one per core this process may use if left out.
+        devices: CPU devices of this process; one per core that it may use if left out.
+        group: what `group_of` says.  All its processes must come within five minutes.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     config.update("jax_num_cpu_devices", cores if devices is None else devices)
     config.update("jax_compilation_cache_dir", str(cache_folder()))
     config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+    if group is not None:
+        jax.distributed.initialize(
+            *(group.coordinator, group.processes, group.process),
+            cluster_detection_method="deactivate",
+            initialization_timeout=PATIENCE,
+            heartbeat_timeout_seconds=HEARTBEAT,
+            shutdown_timeout_seconds=PATIENCE,
+        )
+        jax.devices()  # processes wait for each other here too, so all come here at once
 
 
 def cache_folder() -> Path:

@@ -6,6 +6,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import NoReturn
 
 __all__ = ["Interrupted", "Interruption", "interruptible"]
 
@@ -32,10 +33,19 @@ class Interruption:
         self.number = number
         os.write(2, b"Stopping after the updates under way, and saving. Once more stops at once.\n")
 
+    @property
+    def asked(self) -> bool:
+        """Whether one has come."""
+        return self.number is not None
+
     def check(self, kept: str) -> None:
         """Raise if one has come; `kept` says in a sentence what is saved."""
-        if self.number is not None:
-            raise Interrupted(self.number, kept)
+        if self.asked:
+            self.stop(kept)
+
+    def stop(self, kept: str) -> NoReturn:
+        """Raise, also for one that has come to another process of the run only."""
+        raise Interrupted(self.number or signal.SIGTERM, kept)
 
 
 @contextmanager

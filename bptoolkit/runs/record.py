@@ -134,7 +134,7 @@ def load_results(folder: Path | str) -> "xarray.Dataset":
         raise RunError(f"{path} is missing: the folder holds no results (yet). Run the experiment, or name its folder.")
     results = load_dataset(path)
     dims = results["accuracy"].dims if "accuracy" in results else ()
-    if set(dims) != set(AXES):
+    if not set(AXES) <= set(dims):  # a grid has more
         raise RunError(f"{path} must hold accuracy[{', '.join(AXES)}], got [{', '.join(map(str, dims))}].")
     return results
 

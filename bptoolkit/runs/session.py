@@ -17,16 +17,20 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import jax
 
 from bptoolkit.continual.experiment import Experiment
-from bptoolkit.continual.lanes import seed_numbers
-from bptoolkit.continual.run import Moment, RunState, run
+from bptoolkit.continual.lanes import Grid, seed_numbers
+from bptoolkit.continual.layout import Layout, fetch
+from bptoolkit.continual.programs import numbers_read
+from bptoolkit.continual.run import Moment, RunState, run_grid
 from bptoolkit.continual.streams import Stream
 from bptoolkit.runs.checkpoint import load_state, require_same, save_state
-from bptoolkit.runs.collect import cell, merged
+from bptoolkit.runs.collect import merged, of_grid
 from bptoolkit.runs.environment import software
 from bptoolkit.runs.interrupt import Interruption, interruptible
 from bptoolkit.runs.lock import locked
 from bptoolkit.runs.log import add_to_log, log
+from bptoolkit.runs.processes import Leading, Verdict, agree, follow, is_leader, leading
 from bptoolkit.runs.record import (
+    AXES,
     UNFINISHED,
     RunError,
     claim,
@@ -71,6 +75,8 @@ def carry_out(
     config: Mapping[str, Any],
     experiments: Mapping[str, Experiment],
     *,
+    grid: Grid | None = None,
+    layout: Layout = Layout(),
     question: str = "",
     watcher: Watcher | None = None,
     again: bool = False,
@@ -79,12 +85,16 @@ def carry_out(
 ) -> Outcome:
     """Run all experiments, one after the other, and keep what comes out; take up a run that was broken off.
 
-    A run taken up again ends bit-identical to one that was never broken off.
+    A run taken up again ends bit-identical to one that was never broken off.  Of several processes (`jax.distributed`)
+    all make the same call and are returned the same; only process 0 needs the files and tells the watcher.
 
     Args:
         folder: the run's own, usually `Path("runs") / run_name(config)`.
         config: plain data that decides the results: "experiment", "config", "seeds" (how many, or which), "key".
         experiments: by "net/strategy/scenario"; what `config` defines.
+        grid: numbers of the experiments' `hyper` and the values of each: results have an axis for each, and neither
+            summary nor weights are kept.
+        layout: how nets lie on devices; what is left out is chosen.
         question: one line, kept with the results.
         watcher: sees where the run is; log.jsonl is always written.
         again: start anew, whatever the folder holds of this run.
@@ -102,24 +112,45 @@ def carry_out(
     for name, experiment in experiments.items():
         _check_name(name)
         experiment.check()
+    if not is_leader():
+        return follow(experiments, config, layout)
+    with leading() as leader:
+        how = _How(leader, grid or {}, layout, save_every, say)
+        outcome = _lead(folder, config, experiments, how, question, watcher or unwatched(), again)
+        leader.end(outcome)
+    return outcome
+
+
+class _How(NamedTuple):
+    """What all combinations of a run have in common."""
+
+    leader: Leading
+    grid: Grid
+    layout: Layout
+    save_every: int | None
+    say: Callable[[str], None]
+
+
+def _lead(folder: Path, config, experiments, how: _How, question: str, watcher: Watcher, again: bool) -> Outcome:
+    """What the process with the files does."""
     claim(folder, config)
     if is_finished(folder) and not again:
         return Outcome(folder, load_results(folder), found=True)
     with locked(folder):
         if open_run(folder, config, again=again).found:  # by another process, meanwhile
             return Outcome(folder, load_results(folder), found=True)
-        watched = together(log(folder), watcher or unwatched())
+        watched = together(log(folder), watcher)
 
         def note(sentence: str) -> None:
             add_to_log(folder, "note", text=sentence)
-            say(sentence)
+            how.say(sentence)
 
         with closing(folder, watched), interruptible() as interruption:
             if moved := other_devices(folder):
                 note(moved)
             about = {"configuration": config, "software": software()}
             every = [
-                _Combination(folder, name, experiment, about, watched, interruption, save_every, note)
+                _Combination(folder, name, experiment, about, watched, interruption, how._replace(say=note))
                 for name, experiment in experiments.items()
             ]
             left = [one for one in every if not one.is_finished()]
@@ -135,9 +166,10 @@ def carry_out(
 class _Combination:
     """One experiment of a run: its place on the disk, and when its state is saved."""
 
-    def __init__(self, folder: Path, name, experiment, about, watcher, interruption: Interruption, save_every, say):
+    def __init__(self, folder: Path, name, experiment, about, watcher, interruption: Interruption, how: _How):
         self.name, self.experiment, self.about = name, experiment, about | {"combination": name}
-        self.watcher, self.interruption, self.save_every, self.say = watcher, interruption, save_every, say
+        self.watcher, self.interruption = watcher, interruption
+        self.leader, self.grid, self.layout, self.save_every, self.say = how
         self.place, self.weights = folder / UNFINISHED / name, folder / PARAMS / f"{name}.npz"
         self.part = self.place.with_name(self.place.name + ".nc")
         self.saved, self.saved_at = 0, time.monotonic()
@@ -147,9 +179,14 @@ class _Combination:
         state, said = load_state(self.place, self.about)
         for sentence in said:
             self.say(sentence)
-        result = run(self.experiment, key, seeds, state=state, on_progress=self.progress, on_task=self.task)
-        save_weights(self.weights, result.params)
-        save_dataset(self.part, cell(result).assign_attrs(about=json.dumps(self.about)))
+        read = numbers_read(self.experiment) if self.grid else set()
+        own = {name: values for name, values in self.grid.items() if name in read}
+        hooks = {"on_progress": self.progress, "on_task": self.task}
+        with self.leader.calls(self.name, own, state):
+            results = run_grid(self.experiment, own, key, seeds, state=state, layout=self.layout, **hooks)
+        if not self.grid:
+            save_weights(self.weights, results[()].params)
+        save_dataset(self.part, of_grid(results, own, self.grid).assign_attrs(about=json.dumps(self.about)))
         shutil.rmtree(self.place, ignore_errors=True)
 
     def is_finished(self) -> bool:
@@ -163,20 +200,27 @@ class _Combination:
             self.say(f"{self.part} is damaged ({first_line(error)}): {self.name} starts anew.")
             return False
         require_same(self.part, about, self.about)
-        return self.weights.is_file()
+        return bool(self.grid) or self.weights.is_file()
 
     def progress(self, moment: Moment, state: RunState) -> None:
         """Hook of `run`."""
         self.watcher.progress(self.name, moment)
-        if self.interruption.number is not None or self._due(moment):
-            self.save(moment, state)
-        self.interruption.check(f"{self.name} is saved after {moment.step} of {moment.steps} updates.")
+        wish = Verdict.STOP if self.interruption.asked else Verdict.SAVE if self._due(moment) else Verdict.GO_ON
+        verdict = agree(wish)
+        if verdict is not Verdict.GO_ON:
+            self.save(moment, state._replace(progress=fetch(state.progress)))
+        self.stop(verdict, moment)
 
     def task(self, moment: Moment, state: RunState) -> None:
         """Hook of `run`."""
         self.watcher.task(self.name, moment)
         self.save(moment, state)
-        self.interruption.check(f"{self.name} is saved after {moment.step} of {moment.steps} updates.")
+        self.stop(agree(Verdict.STOP if self.interruption.asked else Verdict.GO_ON), moment)
+
+    def stop(self, verdict: Verdict, moment: Moment) -> None:
+        """Raise if this process, or another one of the run, was asked to."""
+        if verdict is Verdict.STOP:
+            self.interruption.stop(f"{self.name} is saved after {moment.step} of {moment.steps} updates.")
 
     def save(self, moment: Moment, state: RunState) -> None:
         save_state(self.place, state, self.about)
@@ -196,7 +240,8 @@ def _gathered(folder: Path, experiments: Mapping[str, Experiment], question: str
     chance = {name.split("/")[2]: _chance(experiment.stream) for name, experiment in experiments.items()}
     results = merged(parts, question, chance)
     save_results(folder, results)
-    save_summary(folder, results)
+    if set(results["accuracy"].dims) == set(AXES):  # a grid has no summary
+        save_summary(folder, results)
     return results
 
 

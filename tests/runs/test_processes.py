@@ -1,0 +1,142 @@
+"""Several processes on one run, over loopback: the results of one, and a clear end when one of them is killed."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from bptoolkit import runs
+
+# A run by as many processes and devices as it is told; with `wait` process 0 stays in its second task.
+PROGRAM = """
+import json, sys, time, jax, optax
+from pathlib import Path
+folder, devices, data, process, processes, port, wait = json.loads(sys.argv[1])
+from bptoolkit.runs.devices import group_of, prepare
+from bptoolkit.runs.processes import end, is_leader, lost
+group = group_of(f"127.0.0.1:{port}", process, processes)
+prepare(jax.config, devices, group)
+jax.config.update("jax_disable_most_optimizations", True)
+from bptoolkit import continual as cl, data as sets, learning, models, runs
+
+stream = cl.split(sets.gaussian_classes(jax.random.key(1), 4, 12, 5), classes_per_task=2)
+experiment = cl.Experiment(
+    stream, learning.backprop(models.mlp(5, 7, 4)), lambda hyper: optax.sgd(hyper["rate"]), 4, 8, hyper={"rate": 0.1}
+)
+
+def waiting(name, moment):
+    if wait and moment.task == 1:
+        Path(folder + ".waits").touch()
+        while not Path(folder + ".goes-on").exists():
+            time.sleep(0.05)
+
+watcher = runs.unwatched()._replace(progress=waiting)
+config = {"experiment": "tiny", "seeds": 4, "key": 0}
+try:
+    outcome = runs.carry_out(
+        folder, config, {"static/naive/class": experiment}, layout=cl.Layout(data=data), watcher=watcher
+    )
+except Exception as error:
+    print("lost" if lost(error) else repr(error), flush=True)
+    end(3)
+print(json.dumps([is_leader(), outcome.results["accuracy"].values.tolist()]))
+end(0)
+"""
+TOO_LONG = 300  # seconds; a hang
+
+
+@pytest.fixture(scope="module")
+def start(compiled):
+    """Starts a run of some processes; returns them, and how to wait for all."""
+
+    def call(folder: Path, processes: int = 1, devices: int = 1, data: int = 1, wait: bool = False):
+        folder.mkdir(exist_ok=True)
+        environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": str(compiled)}
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        lines = [json.dumps([str(folder), devices, data, i, processes, port, wait]) for i in range(processes)]
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "env": environment}
+        return [subprocess.Popen([sys.executable, "-c", PROGRAM, line], **pipes) for line in lines]
+
+    return call
+
+
+def ended(started):
+    """(exit code, output, errors) of each."""
+    told = [process.communicate(timeout=TOO_LONG) for process in started]
+    return [(process.returncode, *texts) for process, texts in zip(started, told, strict=True)]
+
+
+def weights(folder: Path):
+    (params,) = runs.load_params(folder).values()
+    return np.concatenate([layer[name].ravel() for layer in params for name in ("w", "b")])
+
+
+@pytest.fixture(scope="module")
+def alone(start, tmp_path_factory):
+    """One process with two devices."""
+    folder = tmp_path_factory.mktemp("alone")
+    ((code, _, errors),) = ended(start(folder, devices=2))
+    assert code == 0, errors
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("processes", "devices", "data", "atol"),
+    [
+        (2, 1, 1, 0.0),
+        pytest.param(2, 2, 2, 1e-6, marks=pytest.mark.slow),
+        pytest.param(4, 1, 1, 1e-6, marks=pytest.mark.slow),
+    ],
+    ids=["2 processes", "2 processes, rows split", "4 processes"],
+)
+def test_several_processes_find_what_one_finds(start, alone, tmp_path, processes, devices, data, atol):
+    """With as many nets on a device, bit for bit; with fewer, or gradients summed over parts of rows, to rounding."""
+    told = ended(start(tmp_path / "run", processes, devices, data))
+    assert [code for code, *_ in told] == [0] * processes, told
+    reports = [json.loads(output.splitlines()[-1]) for _, output, _ in told]
+    assert [leads for leads, _ in reports] == [True] + [False] * (processes - 1)
+    np.testing.assert_allclose(weights(tmp_path / "run"), weights(alone), rtol=0, atol=atol)
+    expected = runs.load_results(alone)["accuracy"].values
+    for _, accuracy in reports:
+        np.testing.assert_array_equal(accuracy, expected)
+    assert runs.load_results(tmp_path / "run")["accuracy"].values.tolist() == expected.tolist()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", [1, 0], ids=["a follower", "the leader"])
+def test_a_killed_process_ends_the_run_and_it_goes_on(start, alone, tmp_path, victim):
+    """No process hangs, none ends well; the same command then ends as if nothing had happened.
+
+    The follower waits for the leader in an exchange; the leader stays in a hook, and comes when the follower has gone.
+    """
+    folder = tmp_path / "run"
+    started = start(folder, processes=2, wait=True)
+    deadline = time.monotonic() + TOO_LONG
+    while not folder.with_suffix(".waits").exists():
+        assert time.monotonic() < deadline
+        assert all(process.poll() is None for process in started), ended(started)
+        time.sleep(0.05)
+    started[victim].kill()
+    started[victim].wait()
+    folder.with_suffix(".goes-on").touch()
+    began = time.monotonic()
+    told = ended(started)
+    assert told[victim][0] == -signal.SIGKILL
+    code, output, _ = told[1 - victim]
+    assert code in ((3,) if victim == 1 else (3, -signal.SIGABRT))  # without process 0 the runtime itself may be first
+    assert ("lost" in output) == (code == 3)
+    assert time.monotonic() - began < 100
+    assert list(folder.rglob("about.json"))  # the first task was saved
+
+    told = ended(start(folder, processes=2))
+    assert [code for code, *_ in told] == [0, 0], told
+    np.testing.assert_array_equal(weights(folder), weights(alone))
