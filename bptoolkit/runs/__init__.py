@@ -28,6 +28,7 @@ from bptoolkit.runs.recorded import load_environment
 from bptoolkit.runs.report import write_report
 from bptoolkit.runs.session import Outcome, carry_out
 from bptoolkit.runs.summary import interval, load_summary, save_summary, summarise
+from bptoolkit.runs.sweep import load_sweep, sweep
 from bptoolkit.runs.tables import markdown_table, terminal_table
 from bptoolkit.runs.watch import Watcher, guarded, together, unwatched
 from bptoolkit.runs.weights import load_params
@@ -51,6 +52,7 @@ __all__ = [
     "load_params",
     "load_results",
     "load_summary",
+    "load_sweep",
     "markdown_table",
     "open_run",
     "recorded_devices",
@@ -60,6 +62,7 @@ __all__ = [
     "save_summary",
     "summarise",
     "surroundings",
+    "sweep",
     "terminal_table",
     "together",
     "unwatched",

@@ -1,0 +1,136 @@
+"""Sweep any fields of an experiment, and keep what came out as one labelled array.
+
+python scripts/sweep.py split_digits --over rate 1e-3 1e-2 --over strength 1 10 --over units 20 57 --seeds 5
+python scripts/sweep.py split_digits --over hidden 50 100,50          a field of several values: with commas
+
+All flags of scripts/run.py hold too.  Values of a field that is traced lie side by side in one compiled program, all
+others are run one after the other.  The same command goes on where it was broken off, and repeats no finished cell.
+A cell that fails is recorded, and the rest goes on; the exit code is 1 then.
+"""
+
+import dataclasses
+import hashlib
+import importlib
+import json
+import sys
+import typing
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+from run import WIDTH, Options, choose, guarded_main, parse, settle, watcher_of
+
+from bptoolkit import continual as cl
+from bptoolkit import runs
+from bptoolkit.runs.devices import cache_folder
+from bptoolkit.runs.fields import check_fields
+from bptoolkit.runs.processes import end, fatal, is_leader
+from bptoolkit.runs.sweep import Cell, Swept, best, plan, sweep
+
+CHOSEN = "Chosen on the test rows, so the figure of a chosen point is too good: run it with other seeds."
+
+
+def main(arguments: list[str]) -> int:
+    console = Console(width=None if sys.stdout.isatty() else WIDTH)
+    rest, asked = split(arguments)
+    name, question = choose(rest)
+    if name is None:
+        console.print(f"{__doc__}\n{question}", highlight=False, soft_wrap=True)
+        return 0
+    module = importlib.import_module(f"experiments.{name}")
+    config, options = parse(name, question, module, rest[1:], program="sweep.py")
+    check_fields(options)
+    return execute(console, name, question, module, config, options, values(type(config), asked))
+
+
+def split(arguments: list[str]) -> tuple[list[str], dict[str, list[str]]]:
+    """The other arguments; and what stands behind each --over, by the field named first."""
+    rest, over, into = [], {}, None
+    for argument in arguments:
+        if argument == "--over":
+            into = []
+            over[len(over)] = into
+        elif argument.startswith("--"):
+            into = None
+            rest.append(argument)
+        else:
+            (rest if into is None else into).append(argument)
+    named = {words[0].replace("-", "_"): words[1:] for words in over.values() if words}
+    if len(named) < len(over):
+        raise ValueError("Every --over needs a field of its own and its values, as in --over rate 1e-3 1e-2.")
+    return rest, named
+
+
+def values(config: type, asked: Mapping[str, list[str]]) -> dict[str, list[Any]]:
+    """Each word as its field's type reads it."""
+    types = typing.get_type_hints(config)
+    return {
+        name: [value(name, types[name], word) if name in types else word for word in words]
+        for name, words in asked.items()
+    }
+
+
+def value(name: str, kind: Any, word: str) -> Any:
+    """One value; commas part those of a field that holds several."""
+    words = word.split(",") if typing.get_origin(kind) is tuple else [word]
+    try:
+        return tyro.cli(typing.cast(type, Annotated[kind, tyro.conf.Positional]), args=words, console_outputs=False)
+    except SystemExit:
+        raise ValueError(f"--over {name} needs values of the type {kind}, got {word!r}.") from None
+
+
+def execute(console: Console, name: str, question: str, module: Any, config: Any, options: Options, over) -> int:
+    """Carry out all cells; print the best points and what failed."""
+    record = {"experiment": f"experiments.{name}", "seeds": options.seeds, "key": options.key}
+    digest = hashlib.sha256(json.dumps([record, dataclasses.asdict(config), over], sort_keys=True).encode()).hexdigest()
+    folder = options.runs / f"sweep-{name}-{digest[:8]}"
+    settle(options, folder)
+    asked = plan(module.define, config, over)
+    if is_leader() and not options.quiet:
+        traced = ", ".join(asked.traced) or "nothing"
+        console.print(f"{len(asked.cells)} cells in turn; side by side in each: {traced}.", highlight=False)
+
+    def carry(place: Path, config: Mapping[str, Any], cell: Cell):
+        return runs.carry_out(
+            place,
+            config,
+            module.define(cell.config),
+            grid=asked.grid,
+            layout=cl.Layout(data=options.data_devices),
+            question=question,
+            watcher=watcher_of(console, place, options) if is_leader() else None,
+            again=options.again,
+            save_every=options.save_every,
+        ).results
+
+    swept = sweep(folder, asked, carry, record, fatal=fatal)
+    if is_leader():
+        tell(console, folder, swept)
+    return 1 if swept.failed else 0
+
+
+def tell(console: Console, folder: Path, swept: Swept) -> None:
+    """The table, what failed, and where everything lies."""
+    table = Table(title="Best average accuracy, %", title_justify="left")
+    for title in ("Scenario", "Net", "Strategy", "At", "Accuracy"):
+        table.add_column(title, overflow="fold")
+    for point in best(swept.results):
+        at = ", ".join(f"{name} {value}" for name, value in point.values.items())
+        figure = f"{100 * point.mean:.1f} ± {100 * point.half_width:.1f}"
+        table.add_row(point.scenario, point.net, point.strategy, at, figure)
+    console.print(table)
+    console.print(CHOSEN, soft_wrap=True)
+    for cell, sentence in swept.failed.items():
+        console.print(f"[bold red]Failed:[/] {escape(cell)}: {escape(sentence)}", soft_wrap=True, highlight=False)
+    console.print(f"Array: {folder / 'sweep.nc'}", soft_wrap=True, highlight=False)
+    console.print(f"Compiled programs are kept in {cache_folder()}.", soft_wrap=True, highlight=False)
+
+
+if __name__ == "__main__":
+    warnings.filterwarnings("ignore", message=".*donated.*")
+    end(guarded_main(main, sys.argv[1:]))

@@ -1,0 +1,110 @@
+"""The sweep's command line: how --over is read, and what bad input gets."""
+
+import importlib
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import pytest
+
+from bptoolkit.runs.sweep import load_sweep
+
+SCRIPTS = Path(__file__).parents[2] / "scripts"
+
+
+class Config(NamedTuple):
+    rate: float
+    units: int
+    hidden: tuple[int, ...]
+    samples: int | None
+    fisher: Literal["exact", "sampled"]
+
+
+@pytest.fixture
+def script(monkeypatch):
+    monkeypatch.syspath_prepend(str(SCRIPTS))
+    return importlib.import_module("sweep")
+
+
+def test_over_takes_what_follows_up_to_the_next_flag(script):
+    line = ["split_digits", "--over", "rate", "1e-3", "1e-2", "--seeds", "5", "--over", "per-class", "20", "57"]
+    rest, over = script.split(line)
+    assert rest == ["split_digits", "--seeds", "5"]
+    assert over == {"rate": ["1e-3", "1e-2"], "per_class": ["20", "57"]}
+
+
+@pytest.mark.parametrize("line", ["--over", "--over rate 1 --over rate 2"])
+def test_over_without_a_field_of_its_own_is_refused(script, line):
+    with pytest.raises(ValueError, match="Every --over needs a field of its own"):
+        script.split(line.split())
+
+
+def test_values_are_of_the_type_of_their_field(script):
+    words = {
+        "rate": ["1", "1e-2"],
+        "units": ["20"],
+        "hidden": ["50", "50,20"],
+        "samples": ["None", "3"],
+        "fisher": ["exact"],
+    }
+    assert script.values(Config, words) == {
+        "rate": [1.0, 0.01],
+        "units": [20],
+        "hidden": [(50,), (50, 20)],
+        "samples": [None, 3],
+        "fisher": ["exact"],
+    }
+
+
+@pytest.mark.parametrize(("name", "word"), [("units", "2.5"), ("rate", "fast"), ("fisher", "none"), ("hidden", "5,x")])
+def test_a_value_of_another_type_is_refused(script, name, word):
+    with pytest.raises(ValueError, match=f"--over {name} needs values of the type .*, got '{word}'"):
+        script.values(Config, {name: [word]})
+
+
+@pytest.fixture
+def command(compiled, tmp_path):
+    """Runs scripts/sweep.py from an empty folder."""
+
+    def call(*arguments):
+        environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": str(compiled), "COLUMNS": "200"}
+        line = [sys.executable, str(SCRIPTS / "sweep.py"), *arguments]
+        return subprocess.run(line, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+
+    return call
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["split_digit", "--over", "rate", "1"], "Nearest: split_digits"),
+        (["split_digits", "--over", "rat", "1"], "no field 'rat'"),
+        (["split_digits", "--over", "units", "few"], "--over units needs values of the type"),
+        (["split_digits"], "at least one field to go over"),
+    ],
+)
+def test_bad_input_gets_one_sentence_and_leaves_nothing(command, tmp_path, arguments, sentence):
+    ran = command(*arguments)
+    assert ran.returncode == 2
+    assert sentence in ran.stderr
+    assert "Traceback" not in ran.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+def test_a_sweep_tells_its_best_points_and_its_failed_cells(command, tmp_path):
+    """One compiled program for both rates; more classes than there are cannot be; the exit code says so."""
+    over = ["--over", "rate", "1e-3", "1e-2", "--over", "classes-per-task", "2", "11"]
+    ran = command(
+        "split_digits", *over, *["--steps", "2", "--seeds", "2", "--nets", "static", "--strategies", "naive", "--quiet"]
+    )
+    assert ran.returncode == 1, ran.stderr
+    assert "Failed: classes_per_task = 11: classes_per_task must be in 1 … 10" in ran.stdout
+    assert "Chosen on the test rows" in ran.stdout
+    (folder,) = (tmp_path / "runs").iterdir()
+    accuracy = load_sweep(folder)["accuracy"]
+    assert accuracy.dims[:2] == ("rate", "classes_per_task")
+    assert accuracy.sel(classes_per_task=2).notnull().all()
+    assert accuracy.sel(classes_per_task=11).isnull().all()
