@@ -82,14 +82,19 @@ def seed_numbers(seeds: int | Sequence[int]) -> tuple[int, ...]:
     Raises:
         ValueError: none, more than `SEEDS_MOST`, the same twice, or what is no whole number from 0 below 2³².
     """
-    given: Any = seeds
-    listed = isinstance(given, Iterable) and not isinstance(given, str | Mapping)
-    names: Sequence[Any] = range(given) if _is_whole(given) else tuple(given) if listed else ()
+    names = _listed(seeds)
     if names[SEEDS_MOST:]:
         raise ValueError(f"seeds must be at most {SEEDS_MOST:,} nets in one run. Split them over several runs.")
     if not names or not all(_is_whole(s) and 0 <= s < 2**32 for s in names) or len(set(names)) < len(names):
         raise ValueError(f"seeds must be a positive number, or different whole numbers from 0, got {seeds!r}.")
     return tuple(int(s) for s in names)
+
+
+def _listed(given: Any) -> Sequence[Any]:
+    """What is given as a sequence, which is empty for what is none."""
+    if _is_whole(given):
+        return range(given)
+    return tuple(given) if isinstance(given, Iterable) and not isinstance(given, str | Mapping) else ()
 
 
 def _is_whole(value: Any) -> bool:
