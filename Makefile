@@ -18,10 +18,10 @@ demo: $(READY) ## the main job: forgetting on split digits, 10 seeds; flags thro
 	$(RUN) scripts/run.py split_digits $(ARGS)
 
 test: $(READY) ## all tests
-	$(RUN) -m pytest -n $(WORKERS) --dist loadgroup $(ARGS)
+	$(RUN) -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
 
 quick: $(READY) ## the tests that take less than about ten seconds each
-	$(RUN) -m pytest -n $(WORKERS) --dist loadgroup -m "not slow" $(ARGS)
+	$(RUN) -m pytest -n $(WORKERS) --dist loadfile -m "not slow" $(ARGS)
 
 check: $(READY) ## lint, format, types, who imports whom, examples of README and docstrings
 	$(RUN) -m ruff check

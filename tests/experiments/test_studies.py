@@ -20,7 +20,6 @@ ROOT = Path(__file__).parents[2]
 STUDIES = (ROOT / "experiments" / "studies").glob("*.py")
 NAMES = sorted(path.stem for path in STUDIES if "\nQUESTION = " in path.read_text("utf-8"))
 MNIST = ("associative", "mondeq")  # what they measure needs the images; their functions can be tested without
-pytestmark = pytest.mark.xdist_group("studies")  # one process: each study is measured once
 MEASURED = [pytest.param(name, marks=pytest.mark.mnist) if name in MNIST else name for name in NAMES]
 
 TINY = {
