@@ -87,16 +87,34 @@ def place(tree: T, mesh: Mesh, spec: PartitionSpec) -> T:
 
 
 def fetch(tree: T) -> T:
-    """The same values where this process can read all of them: as they are, or gathered from the other processes."""
+    """The same values where this process can read all of them: as they are, or gathered from the other processes.
 
-    def one(leaf):
-        if not isinstance(leaf, jax.Array) or leaf.is_fully_addressable or leaf.is_fully_replicated:
-            return leaf
-        if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-            return jax.random.wrap_key_data(one(jax.random.key_data(leaf)), impl=jax.random.key_impl(leaf))
-        return process_allgather(leaf, tiled=True)  # a program of its own, which ends before the next one starts
+    Leaves of one dtype are gathered in one exchange, which ends before the next one starts.
+    """
+    leaves, structure = jax.tree.flatten(tree)
+    far = {i: leaf for i, leaf in enumerate(leaves) if isinstance(leaf, jax.Array) and not _is_near(leaf)}
+    keys = {i: leaf for i, leaf in far.items() if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)}
+    plain = far | {i: jax.random.key_data(leaf) for i, leaf in keys.items()}
+    for dtype in {leaf.dtype for leaf in plain.values()}:
+        same = {i: leaf for i, leaf in plain.items() if leaf.dtype == dtype}
+        rows = process_allgather(_side_by_side(list(same.values())), tiled=True)
+        widths = [leaf.size // len(leaf) for leaf in same.values()]
+        pieces = np.split(rows, np.cumsum(widths)[:-1], axis=1)
+        for (i, leaf), piece in zip(same.items(), pieces, strict=True):
+            leaves[i] = piece.reshape(leaf.shape)
+    for i, leaf in keys.items():
+        leaves[i] = jax.random.wrap_key_data(leaves[i], impl=jax.random.key_impl(leaf))
+    return jax.tree.unflatten(structure, leaves)
 
-    return jax.tree.map(one, tree)
+
+def _is_near(leaf: jax.Array) -> bool:
+    return leaf.is_fully_addressable or leaf.is_fully_replicated
+
+
+@jax.jit
+def _side_by_side(leaves: list[jax.Array]) -> jax.Array:
+    """Arrays with a leading axis of nets as one row for each net."""
+    return jnp.concatenate([leaf.reshape(len(leaf), -1) for leaf in leaves], axis=1)
 
 
 def split_rows(batch: Batch, layout: Layout) -> Batch:

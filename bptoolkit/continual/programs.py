@@ -20,7 +20,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from bptoolkit.continual.experiment import Experiment, Hyper
 from bptoolkit.continual.lanes import Lanes
-from bptoolkit.continual.layout import SEED, WHOLE, Layout, mesh_of, over_lanes, place, split_rows
+from bptoolkit.continual.layout import SEED, WHOLE, Layout, fetch, mesh_of, over_lanes, place, split_rows
 from bptoolkit.continual.streams import Indices, Stream, View, gather, spec
 from bptoolkit.learning.fit import Progress, train
 from bptoolkit.learning.learner import Learner, Task, check_outputs
@@ -64,6 +64,9 @@ class Programs:
         self.train = self._compile(partial(_train, experiment, chunk, layout), 2, (*own, self.data, task, number))
         self.close = self._compile(partial(_close, experiment, layout), 2, (*own, self.data, task))
         self.evaluate = self._compile(partial(_evaluate, experiment, layout), 2, (*own, self.data))
+        began = time.perf_counter()
+        fetch(place(np.zeros(layout.devices or 1, np.float32), self.mesh, SEED))  # by now all processes have compiled
+        self.compile_seconds += time.perf_counter() - began
 
     def _compile(self, function: Callable, lanes: int, arguments: tuple, stack: bool = True) -> Callable:
         """The function over a leading axis of nets in its first `lanes` arguments, compiled for these shapes."""

@@ -248,8 +248,8 @@ class _Walk:
 
 
 def _read(tree):
-    """On the host, one leaf after the other, whichever process has it."""
-    return jax.tree.map(lambda leaf: np.asarray(fetch(leaf)), tree)
+    """On the host, whichever process has it."""
+    return jax.tree.map(np.asarray, fetch(tree))
 
 
 def _mean(values) -> float:

@@ -10,6 +10,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
+from jax.experimental.multihost_utils import broadcast_one_to_all, process_allgather
+
+from bptoolkit.continual.layout import SEED, Layout, fetch, mesh_of, place
 
 __all__ = ["Group", "cache_folder", "group_of", "prepare"]
 
@@ -104,7 +108,18 @@ def prepare(config, devices: int | None = None, group: Group | None = None) -> N
             heartbeat_timeout_seconds=HEARTBEAT,
             shutdown_timeout_seconds=PATIENCE,
         )
-        jax.devices()  # processes wait for each other here too, so all come here at once
+        _meet()
+
+
+def _meet() -> None:
+    """Open the connections over which processes exchange arrays.
+
+    Gloo gives up when a process comes half a minute late to the first exchange between some devices.  Here all come at
+    once; after compiling, which takes one longer than another, they may not.
+    """
+    devices = jax.device_count()
+    fetch(place(np.zeros(devices, np.float32), mesh_of(Layout(devices)), SEED))
+    broadcast_one_to_all(process_allgather(np.int32(0)))
 
 
 def cache_folder() -> Path:

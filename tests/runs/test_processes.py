@@ -51,6 +51,8 @@ end(0)
 """
 TOO_LONG = 300  # seconds; a hang
 
+pytestmark = pytest.mark.slow  # each starts several processes
+
 
 @pytest.fixture(scope="module")
 def start(compiled):
@@ -93,8 +95,8 @@ def alone(start, tmp_path_factory):
     ("processes", "devices", "data", "atol"),
     [
         (2, 1, 1, 0.0),
-        pytest.param(2, 2, 2, 1e-6, marks=pytest.mark.slow),
-        pytest.param(4, 1, 1, 1e-6, marks=pytest.mark.slow),
+        (2, 2, 2, 1e-6),
+        (4, 1, 1, 1e-6),
     ],
     ids=["2 processes", "2 processes, rows split", "4 processes"],
 )
@@ -111,7 +113,6 @@ def test_several_processes_find_what_one_finds(start, alone, tmp_path, processes
     assert runs.load_results(tmp_path / "run")["accuracy"].values.tolist() == expected.tolist()
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("victim", [1, 0], ids=["a follower", "the leader"])
 def test_a_killed_process_ends_the_run_and_it_goes_on(start, alone, tmp_path, victim):
     """No process hangs, none ends well; the same command then ends as if nothing had happened.
