@@ -20,7 +20,7 @@ import traceback
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import jax
 import tyro
@@ -78,6 +78,10 @@ class Repeat:
 
 
 def main(arguments: list[str]) -> int:
+    return guarded(command, arguments)
+
+
+def command(arguments: list[str]) -> int:
     console = Console()
     if not console.is_terminal:
         console = Console(width=WIDTH)
@@ -93,10 +97,10 @@ def main(arguments: list[str]) -> int:
     return execute(console, name, question, module, config, options)
 
 
-def guarded_main(main: Callable[[list[str]], int], arguments: list[str]) -> int:
-    """The exit code of `main`; what the user can mend is told in a sentence."""
+def guarded(command: Callable[[list[str]], int], arguments: list[str]) -> int:
+    """The exit code of a command; what the user can mend is told in a sentence."""
     try:
-        return main(arguments)
+        return command(arguments)
     except runs.Interrupted as error:
         kept = "--from" not in arguments[:1] or "--into" in arguments
         onward = "The same command goes on from there." if kept else "A repetition without --into is removed."
@@ -107,10 +111,19 @@ def guarded_main(main: Callable[[list[str]], int], arguments: list[str]) -> int:
             tell_error(f"[bold red]Error:[/] {LOST_SENTENCE}")
             return LOST
         if not isinstance(error, ValueError | FileNotFoundError | runs.RunError):
-            traceback.print_exc()
-            return FAULT
+            raise
         tell_error(f"[bold red]Error:[/] {escape(str(error))}")
         return 2
+
+
+def leave(main: Callable[[list[str]], int], arguments: list[str]) -> NoReturn:
+    """Run `main` and end the process, also after an error that nobody foresaw: no other process waits for this one."""
+    try:
+        code = main(arguments)
+    except Exception:
+        traceback.print_exc()
+        code = FAULT
+    end(code)
 
 
 def tell_error(text: str) -> None:
@@ -243,4 +256,4 @@ def repeat(console: Console, asked: Repeat) -> int:
 
 if __name__ == "__main__":
     warnings.filterwarnings("ignore", message=".*donated.*")
-    end(guarded_main(main, sys.argv[1:]))
+    leave(main, sys.argv[1:])

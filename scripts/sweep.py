@@ -23,19 +23,23 @@ import tyro
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
-from run import WIDTH, Options, choose, guarded_main, parse, settle, watcher_of
+from run import WIDTH, Options, choose, guarded, leave, parse, settle, watcher_of
 
 from bptoolkit import continual as cl
 from bptoolkit import runs
 from bptoolkit.runs.devices import cache_folder
 from bptoolkit.runs.fields import check_fields
-from bptoolkit.runs.processes import end, fatal, is_leader
+from bptoolkit.runs.processes import fatal, is_leader
 from bptoolkit.runs.sweep import Cell, Swept, best, plan, sweep
 
 CHOSEN = "Chosen on the test rows, so the figure of a chosen point is too good: run it with other seeds."
 
 
 def main(arguments: list[str]) -> int:
+    return guarded(command, arguments)
+
+
+def command(arguments: list[str]) -> int:
     console = Console(width=None if sys.stdout.isatty() else WIDTH)
     rest, asked = split(arguments)
     name, question = choose(rest)
@@ -133,4 +137,4 @@ def tell(console: Console, folder: Path, swept: Swept) -> None:
 
 if __name__ == "__main__":
     warnings.filterwarnings("ignore", message=".*donated.*")
-    end(guarded_main(main, sys.argv[1:]))
+    leave(main, sys.argv[1:])
