@@ -191,6 +191,6 @@ def best(results: "xarray.Dataset") -> Iterator[Best]:
         if np.isnan(means.values).all():
             continue
         place = np.unravel_index(np.nanargmax(means.values), means.shape)
-        values = {name: results[name].values[i].item() for name, i in zip(over, place, strict=True)}
+        values = {name: np.asarray(results[name].values[i]).item() for name, i in zip(over, place, strict=True)}
         mean, half = interval(last.transpose(*over, "seed").values[place])
         yield Best(str(net), str(strategy), str(scenario), values, mean, half)

@@ -158,6 +158,15 @@ def test_the_best_point_is_the_greatest_mean(tmp_path):
     assert point.half_width == pytest.approx(0)
 
 
+def test_a_field_of_words_has_a_best_point_too(tmp_path):
+    """Layers of a net are a label, which NetCDF gives back as an object."""
+    made.calls = []
+    asked = plan(define, Config(), {"units": [3, 5], "rate": [0.4]})
+    results = sweep(tmp_path, asked, made, RECORD).results
+    (point,) = best(results.assign_coords(units=np.array(["10", "20, 20"], object)))
+    assert point.values == {"units": "20, 20", "rate": 0.4}
+
+
 def test_finished_cells_are_not_run_again(carried, monkeypatch):
     folder, asked, swept = carried
     monkeypatch.setattr("bptoolkit.runs.session.run_grid", None)
