@@ -95,7 +95,7 @@ def fetch(tree: T) -> T:
     far = {i: leaf for i, leaf in enumerate(leaves) if isinstance(leaf, jax.Array) and not _is_near(leaf)}
     keys = {i: leaf for i, leaf in far.items() if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)}
     plain = far | {i: jax.random.key_data(leaf) for i, leaf in keys.items()}
-    for dtype in {leaf.dtype for leaf in plain.values()}:
+    for dtype in dict.fromkeys(leaf.dtype for leaf in plain.values()):  # no set: all processes in one order
         same = {i: leaf for i, leaf in plain.items() if leaf.dtype == dtype}
         rows = process_allgather(_side_by_side(list(same.values())), tiled=True)
         widths = [leaf.size // len(leaf) for leaf in same.values()]
