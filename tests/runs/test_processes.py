@@ -65,8 +65,10 @@ def start(compiled):
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
         lines = [json.dumps([str(folder), devices, data, i, processes, port, wait]) for i in range(processes)]
-        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "env": environment}
-        return [subprocess.Popen([sys.executable, "-c", PROGRAM, line], **pipes) for line in lines]
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        hashes = [environment | {"PYTHONHASHSEED": str(i)} for i, _ in enumerate(lines)]  # sets differ in their order
+        start = lambda line, variables: subprocess.Popen([sys.executable, "-c", PROGRAM, line], env=variables, **pipes)
+        return [start(line, variables) for line, variables in zip(lines, hashes, strict=True)]
 
     return call
 
