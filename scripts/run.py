@@ -231,6 +231,11 @@ def diverged(results: Any) -> list[str]:
 def repeat(console: Console, asked: Repeat) -> int:
     """Run again what a folder says; 0 if the same came out, 1 if not."""
     config = runs.load_config(asked.source)
+    if config.get("over"):
+        raise ValueError(
+            f"--from repeats a run, got {asked.source}, a cell of a sweep, whose weights are not kept. "
+            "Give the sweep's command with another --runs, and compare the two sweep.nc."
+        )
     for read in (runs.load_environment, runs.load_params):  # what will be compared, before hours of work
         read(asked.source)
     question = runs.load_results(asked.source).attrs.get("question", "")

@@ -9,9 +9,7 @@ import pytest
 
 from bptoolkit import continual as cl
 from bptoolkit import data, learning
-from bptoolkit.continual.streams import gather, spec
 from bptoolkit.fixed_point import Stop, implicit
-from bptoolkit.learning.learner import Task
 from bptoolkit.models import equilibrium, mlp, rate_cell
 
 ROWS = (5, 7, 2, 6, 4, 5)
@@ -24,34 +22,6 @@ def stream():
     return cl.split(data.gaussian_classes(jax.random.key(1), 6, ROWS, 4, test_rows=2), 2)
 
 
-def rows_of_task(stream, indices, task, place):
-    """Rows by position, as the runner hands them to `end_task`."""
-    row = indices.train.index[task, place]
-    batch = gather(stream.data.train, 1.0, indices, jnp.full_like(row, task), row)
-    return batch._replace(weight=(place < indices.train.count[task]).astype(batch.weight.dtype))
-
-
-def after_tasks(stream, learner, tasks, seed=0):
-    """The parameters and the memory after so many tasks have ended, without any training, and the seed's tasks."""
-    indices = jax.jit(stream.draw)(jax.random.key(seed))
-    params = learner.model.init(jax.random.key(7))
-    memory = learner.init(params, spec(stream), jax.random.key(0))
-
-    def end(memory, task):
-        ended = Task(
-            number=jnp.int32(task),
-            count=indices.train.count[task],
-            rows_max=stream.rows_max,
-            rows=lambda place: rows_of_task(stream, indices, task, place),
-            slot=lambda place: indices.slot[task, stream.data.train.y[indices.train.index[task, place]]],
-        )
-        return learner.end_task(memory, params, ended, jax.random.fold_in(jax.random.key(100 + seed), task))[1]
-
-    for task in range(tasks):
-        memory = jax.jit(end, static_argnums=1)(memory, task)
-    return params, memory, indices
-
-
 def kept_rows(memory):
     """The stored rows as (task, index, target, x), those with weight only."""
     rows = jax.tree.map(lambda leaf: np.asarray(leaf).reshape(-1, *leaf.shape[2:]), memory.rows)
@@ -59,7 +29,7 @@ def kept_rows(memory):
 
 
 @pytest.mark.parametrize("per_class", [1, 2])
-def test_the_buffer_holds_so_many_rows_of_every_class_seen(stream, per_class):
+def test_the_buffer_holds_so_many_rows_of_every_class_seen(stream, per_class, after_tasks):
     _, memory, indices = after_tasks(stream, cl.replay(per_class)(learning.backprop(NETS["static"])), 2)
     kept = kept_rows(memory)
     y = np.asarray(stream.data.train.y)[kept.index]
@@ -70,7 +40,7 @@ def test_the_buffer_holds_so_many_rows_of_every_class_seen(stream, per_class):
     assert all(c in dealt[task] for c, task in zip(y, kept.task, strict=True))
 
 
-def test_stored_rows_are_the_rows_of_the_data(stream):
+def test_stored_rows_are_the_rows_of_the_data(stream, after_tasks):
     _, memory, _ = after_tasks(stream, cl.replay(2)(learning.backprop(NETS["static"])), 3)
     kept = kept_rows(memory)
     np.testing.assert_array_equal(kept.x, np.asarray(stream.data.train.x)[kept.index])
@@ -80,7 +50,7 @@ def test_stored_rows_are_the_rows_of_the_data(stream):
 
 
 @pytest.mark.parametrize("per_class", [6, 40])
-def test_a_class_with_too_few_rows_gives_all_it_has(stream, per_class):
+def test_a_class_with_too_few_rows_gives_all_it_has(stream, per_class, after_tasks):
     """40 is more than a whole task has."""
     _, memory, _ = after_tasks(stream, cl.replay(per_class)(learning.backprop(NETS["static"])), 3)
     kept = kept_rows(memory)
@@ -89,7 +59,7 @@ def test_a_class_with_too_few_rows_gives_all_it_has(stream, per_class):
     assert len(np.unique(kept.index)) == len(kept.index)
 
 
-def test_which_rows_are_kept_is_drawn_from_the_key(stream):
+def test_which_rows_are_kept_is_drawn_from_the_key(stream, after_tasks):
     learner = cl.replay(1)(learning.backprop(NETS["static"]))
     kept = {tuple(kept_rows(after_tasks(stream, learner, 3, seed)[1]).index) for seed in range(4)}
     assert len(kept) == 4
@@ -108,7 +78,9 @@ def replaying(learner):
 
 @every_net
 @pytest.mark.parametrize("done", [1, 2])
-def test_the_gradient_is_a_kth_of_the_current_and_the_rest_of_the_replayed(stream, model, done):
+def test_the_gradient_is_a_kth_of_the_current_and_the_rest_of_the_replayed(
+    stream, model, done, after_tasks, rows_of_task
+):
     """In task k = done + 1: 1/k · ∇(mean of the current rows) + (1 − 1/k) · ∇(mean of the replayed rows)."""
     rule = learning.backprop(model)
     watched, seen = replaying(rule)
@@ -130,7 +102,7 @@ def test_the_gradient_is_a_kth_of_the_current_and_the_rest_of_the_replayed(strea
     np.testing.assert_allclose(info.loss, share * told_now.loss + (1 - share) * told_past.loss, rtol=1e-10)
 
 
-def test_all_tasks_behind_are_replayed_alike(stream):
+def test_all_tasks_behind_are_replayed_alike(stream, after_tasks, rows_of_task):
     """400 rows at once from two tasks with equally many stored: 200 ± 5 · 10 of each."""
     watched, seen = replaying(learning.backprop(NETS["static"]))
     learner = cl.replay(2, rows=400)(watched)
@@ -144,7 +116,7 @@ def test_all_tasks_behind_are_replayed_alike(stream):
 
 
 @every_net
-def test_nothing_is_replayed_in_the_first_task(stream, model):
+def test_nothing_is_replayed_in_the_first_task(stream, model, after_tasks, rows_of_task):
     rule = learning.backprop(model)
     learner = cl.replay(2)(rule)
     params, memory, indices = after_tasks(stream, learner, 0)

@@ -81,6 +81,11 @@ def test_an_experiment_that_is_none_is_refused_in_words(name, copied, refused):
     refused(REPEAT, copied)
 
 
+def test_a_cell_of_a_sweep_is_not_repeated_without_its_grid(copied, refused):
+    edit(copied / "config.json", ("over",), {"rate": [1e-3, 1e-2]})
+    assert "a cell of a sweep" in refused(REPEAT, copied)
+
+
 @pytest.mark.parametrize("field", ["state", "started", "ended", "command"])
 @pytest.mark.parametrize("wrong", ["missing", "an object"])
 def test_a_malformed_environment_is_refused_in_words(field, wrong, copied, refused):
