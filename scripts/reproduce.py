@@ -11,6 +11,7 @@ It says beforehand how long it will take.  It can be stopped at any time: the sa
 import dataclasses
 import difflib
 import importlib
+import json
 import sys
 import time
 import warnings
@@ -30,12 +31,12 @@ from bptoolkit import runs  # noqa: E402
 from bptoolkit.continual.experiment import Experiment  # noqa: E402
 from bptoolkit.continual.streams import Scenario  # noqa: E402
 from bptoolkit.runs.devices import prepare  # noqa: E402
-from bptoolkit.runs.environment import environment  # noqa: E402
+from bptoolkit.runs.environment import environment, source  # noqa: E402
 from bptoolkit.runs.published import Cell, Table, as_data, compared, text_table  # noqa: E402
 from bptoolkit.runs.record import read_json, write_json  # noqa: E402
 
 TABLES = ROOT / "experiments" / "published"
-RECORDED = ("command", "machine", "devices", "source")
+RECORDED = ("command", "machine", "devices")
 CALIBRATION = 30  # updates timed of each task but the first
 
 
@@ -152,7 +153,7 @@ def groups(job: Job, size: int) -> Iterator[Job]:
 
 def run_group(table: Table, job: Job, key: int, folder: Path) -> None:
     """Train, and keep one file a seed."""
-    began = time.perf_counter()
+    began, version = time.perf_counter(), source()
     result = cl.run(experiment(table, job), jax.random.key(key), job.seeds)
     seconds = (time.perf_counter() - began) / len(job.seeds)
     folder.mkdir(parents=True, exist_ok=True)
@@ -164,6 +165,7 @@ def run_group(table: Table, job: Job, key: int, folder: Path) -> None:
             "untrained": result.untrained[place].tolist(),
             "finite": bool(result.finite[place].all()),
             "seconds": round(seconds, 1),
+            "source": version,
         }
         write_json(job.path(folder, seed), whose | came_out)
 
@@ -223,7 +225,7 @@ def report(table: Table, options: Options, folder: Path) -> None:
         return
     options.out.mkdir(parents=True, exist_ok=True)
     around = environment({})
-    made = {name: around[name] for name in RECORDED} | {"key": options.key}
+    made = {name: around[name] for name in RECORDED} | {"key": options.key, "sources": sources(folder)}
     path = options.out / f"{options.table.replace('/', '-')}.json"
     write_json(path, as_data(table, cells, made))  # before anything is printed, which a closed pipe may end
     print(f"{text_table(table, cells)}\n\n{path}")
@@ -242,6 +244,12 @@ def cell_of(table: Table, method: str, column: str, key: int, folder: Path) -> C
     if lost := sum(one is not None for one in held) - len(whole):
         deviations += (f"seeds that diverged are left out: {lost}",)
     return compared(published, np.array([float(score(Found.of(one))) for one in whole]), deviations, table.unit)
+
+
+def sources(folder: Path) -> list[dict[str, Any] | None]:
+    """The versions of this repository that made the results of a folder, each once."""
+    told = (read_json(path).get("source") for path in sorted(folder.glob("*.json")))
+    return [json.loads(one) for one in sorted({json.dumps(version, sort_keys=True) for version in told})]
 
 
 class Found(NamedTuple):

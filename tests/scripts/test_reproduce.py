@@ -77,6 +77,17 @@ def test_it_runs_what_is_missing_and_nothing_twice(command):
     assert command("--seeds", "3", "--methods", "None")[2] == []
 
 
+def test_a_comparison_names_the_source_of_the_runs_and_not_its_own(command, reproduce, monkeypatch):
+    monkeypatch.setattr(reproduce, "source", lambda: {"commit": "old", "dirty": False})
+    command("--seeds", "2", "--methods", "None")
+    monkeypatch.setattr(reproduce, "source", lambda: {"commit": "new", "dirty": True})
+    command("--seeds", "0", "--methods", "None")
+    out = command.folder / "out" / "nobody2026-small.json"
+    assert json.loads(out.read_text())["made"]["sources"] == [{"commit": "old", "dirty": False}]
+    command("--seeds", "3", "--methods", "None")
+    assert len(json.loads(out.read_text())["made"]["sources"]) == 2
+
+
 def test_stopped_and_taken_up_it_ends_the_same(command):
     whole = command("--seeds", "2", "--methods", "None")
     values = lambda: json.loads((command.folder / "out" / "nobody2026-small.json").read_text())["cells"][0]["values"]
