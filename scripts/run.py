@@ -34,17 +34,13 @@ from bptoolkit import continual as cl  # noqa: E402  (the experiments lie beside
 from bptoolkit import runs  # noqa: E402
 from bptoolkit.runs.devices import cache_folder, group_of, prepare  # noqa: E402
 from bptoolkit.runs.fields import Count, Range, check_fields  # noqa: E402
+from bptoolkit.runs.lifeline import GONE, LOST  # noqa: E402
 from bptoolkit.runs.processes import end, is_leader, lost  # noqa: E402
 
 EXPERIMENTS = ROOT / "experiments"
 Devices = Annotated[int, Range(1, 1024)]
 WIDTH = 110  # of tables that go to a file or a pipe
 FAULT = 70  # the exit code of an error that nobody foresaw
-LOST = 3  # the exit code where another process has gone
-LOST_SENTENCE = (
-    "Another process of this run has ended or cannot be reached. What was saved is kept: start the same command again "
-    "in every process, and the run goes on."
-)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,7 +104,7 @@ def guarded(command: Callable[[list[str]], int], arguments: list[str]) -> int:
         return error.exit_code
     except Exception as error:
         if lost(error):
-            tell_error(f"[bold red]Error:[/] {LOST_SENTENCE}")
+            tell_error(f"[bold red]Error:[/] {GONE.format('Another process')}")
             return LOST
         if not isinstance(error, ValueError | FileNotFoundError | runs.RunError):
             raise

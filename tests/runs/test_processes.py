@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from bptoolkit import runs
+from bptoolkit.runs.lifeline import GONE, GRACE, LOST
 
 # A run by as many processes and devices as it is told; with `wait` process 0 stays in its second task.
 PROGRAM = """
@@ -20,6 +21,7 @@ import json, sys, time, jax, optax
 from pathlib import Path
 folder, devices, data, process, processes, port, wait = json.loads(sys.argv[1])
 from bptoolkit.runs.devices import group_of, prepare
+from bptoolkit.runs.lifeline import LOST
 from bptoolkit.runs.processes import end, is_leader, lost
 group = group_of(f"127.0.0.1:{port}", process, processes)
 prepare(jax.config, devices, group)
@@ -45,9 +47,18 @@ try:
     )
 except Exception as error:
     print("lost" if lost(error) else repr(error), flush=True)
-    end(3)
+    end(LOST)
 print(json.dumps([is_leader(), outcome.results["accuracy"].values.tolist()]))
 end(0)
+"""
+# Joins the others, and does not listen to them.
+BUSY = """
+import jax, json, sys, time
+from bptoolkit.runs.devices import group_of, prepare
+process, port = json.loads(sys.argv[1])
+prepare(jax.config, 1, group_of(f"127.0.0.1:{port}", process, 2))
+print("joined", flush=True)
+time.sleep(300)
 """
 TOO_LONG = 300  # seconds; a hang
 
@@ -60,17 +71,24 @@ def start(compiled):
 
     def call(folder: Path, processes: int = 1, devices: int = 1, data: int = 1, wait: bool = False):
         folder.mkdir(exist_ok=True)
+        port = free_port()
+        lines = [[str(folder), devices, data, i, processes, port, wait] for i in range(processes)]
         environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": str(compiled)}
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        lines = [json.dumps([str(folder), devices, data, i, processes, port, wait]) for i in range(processes)]
-        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
         hashes = [environment | {"PYTHONHASHSEED": str(i)} for i, _ in enumerate(lines)]  # sets differ in their order
-        start = lambda line, variables: subprocess.Popen([sys.executable, "-c", PROGRAM, line], env=variables, **pipes)
-        return [start(line, variables) for line, variables in zip(lines, hashes, strict=True)]
+        return [python(PROGRAM, line, variables) for line, variables in zip(lines, hashes, strict=True)]
 
     return call
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
+def python(program: str, line: list, variables=None) -> subprocess.Popen:
+    arguments = [sys.executable, "-c", program, json.dumps(line)]
+    return subprocess.Popen(arguments, env=variables, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
 def ended(started):
@@ -134,12 +152,27 @@ def test_a_killed_process_ends_the_run_and_it_goes_on(start, alone, tmp_path, vi
     began = time.monotonic()
     told = ended(started)
     assert told[victim][0] == -signal.SIGKILL
-    code, output, _ = told[1 - victim]
-    assert code in ((3,) if victim == 1 else (3, -signal.SIGABRT))  # without process 0 the runtime itself may be first
-    assert ("lost" in output) == (code == 3)
+    code, output, errors = told[1 - victim]
+    assert code == LOST, told
+    assert "lost" in output or GONE.format("Process 0") in errors
+    assert "stack trace" not in errors
     assert time.monotonic() - began < 100
     assert list(folder.rglob("about.json"))  # the first task was saved
 
     told = ended(start(folder, processes=2))
     assert [code for code, *_ in told] == [0, 0], told
     np.testing.assert_array_equal(weights(folder), weights(alone))
+
+
+def test_a_follower_that_hears_nothing_ends_in_a_sentence_when_the_leader_is_killed():
+    """Far from any exchange, where JAX's runtime would abort it."""
+    port = free_port()
+    leader, follower = started = [python(BUSY, [i, port]) for i in range(2)]
+    assert all("joined\n" in (process.stdout or ()) for process in started)  # Gloo talks before
+    leader.kill()
+    began = time.monotonic()
+    _, (code, _, errors) = ended([leader, follower])
+    assert code == LOST
+    assert errors.splitlines()[-1] == "Error: " + GONE.format("Process 0")
+    assert "stack trace" not in errors
+    assert time.monotonic() - began < GRACE + 10
