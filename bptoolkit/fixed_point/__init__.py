@@ -2,12 +2,13 @@
 
 `solve` drives a solver and judges the end; `solvers`, `chebyshev`, `quasi_newton`, `newton` and `splitting` move the
 state; `adjoints` and `krylov` solve the transposed network; `relax` joins both into something differentiable, with
-`automatic` for what is not said and `failure` for what has failed; `unrolled` goes through the steps themselves;
-`diagnose` and `stability` look at the spectrum.
+`automatic` for what is not said, `failure` for what has failed and `auxiliary` for what f returns beside its state;
+`unrolled` goes through the steps themselves; `diagnose` and `stability` look at the spectrum.
 """
 
 from bptoolkit.fixed_point.adjoints import Adjoint, Biased, almeida_pineda, dense, neumann, one_step, phantom
 from bptoolkit.fixed_point.automatic import exact, settle
+from bptoolkit.fixed_point.auxiliary import with_aux
 from bptoolkit.fixed_point.chebyshev import chebyshev
 from bptoolkit.fixed_point.diagnose import (
     Diagnosis,
@@ -98,4 +99,5 @@ __all__ = [
     "symmetric",
     "unrolled",
     "value_and_grad",
+    "with_aux",
 ]

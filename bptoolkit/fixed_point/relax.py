@@ -210,7 +210,7 @@ def _tangent(linear, pushed: Float[Array, "n"], probe: Probe, adjoint, start) ->
     return lax.custom_linear_solve(apply, join(pushed, probe), forward, backward)[:n].astype(narrow)
 
 
-def value_and_grad(loss: Callable[[Any, State], Float[Array, ""]], relax: Relaxation):
+def value_and_grad(loss: Callable[[Any, State], Any], relax: Relaxation, *, has_aux: bool = False):
     """A function that returns a loss at a fixed point, its gradient, and how both relaxations ended.
 
     The backward Solution is read off by perturbation: adding d to f makes ∂L/∂d = λ, for any relaxation; its residual
@@ -219,30 +219,33 @@ def value_and_grad(loss: Callable[[Any, State], Float[Array, ""]], relax: Relaxa
     Args:
         loss: (args, z*) -> scalar; it may use args directly, as a readout does.
         relax: an `implicit(…)` or `unrolled(…)`.
+        has_aux: loss returns (scalar, aux), and the value is that pair, as in `jax.value_and_grad`.
 
     Returns:
         A function (f, args, z0, **options of relax) -> (value, gradient with respect to args, forward Solution,
         backward Solution).
     """
+    scalar = lambda value: value[0] if has_aux else value
 
     def evaluate(f: Map, args: PyTree, z0: State, *, extra=None, **options):
         options |= {} if extra is None else {"extra": lambda a: extra(a[0])}
 
         def objective(args, push, probe):
             solution = relax(lambda a, z: trees.add(f(a[0], z), a[1]), (args, push), z0, probe=probe, **options)
-            return loss(args, solution.value), solution
+            value = loss(args, solution.value)
+            return scalar(value), (value, solution)
 
         inputs = (args, trees.zeros_like(z0), new_probe(z0))
-        (value, forward), grads = jax.value_and_grad(objective, (0, 1, 2), has_aux=True)(*inputs)
-        backward = _backward(f, loss, args, forward.value, *grads[1:])
+        (_, (value, forward)), grads = jax.value_and_grad(objective, (0, 1, 2), has_aux=True)(*inputs)
+        g = jax.grad(lambda z: scalar(loss(args, z)))(forward.value)
+        backward = _backward(f, g, args, forward.value, *grads[1:])
         return value, grads[0], forward, backward
 
     return evaluate
 
 
-def _backward(f: Map, loss, args: PyTree, z: State, adjoint_state: State, told: Probe) -> Solution:
+def _backward(f: Map, g: State, args: PyTree, z: State, adjoint_state: State, told: Probe) -> Solution:
     """The adjoint's Solution from λ, what the probe told, and the true residual."""
-    g = jax.grad(lambda z: loss(args, z))(z)
     pulled = jax.vjp(lambda z: f(args, z), z)[1](adjoint_state)[0]
     residual = norm(trees.subtract(adjoint_state, trees.add(pulled, g)))
     steps, _, rate, status, error = told
