@@ -13,6 +13,7 @@ import ast
 import dataclasses
 import difflib
 import importlib
+import signal
 import sys
 import tempfile
 import time
@@ -113,9 +114,15 @@ def guarded(command: Callable[[list[str]], int], arguments: list[str]) -> int:
 
 
 def leave(main: Callable[[list[str]], int], arguments: list[str]) -> NoReturn:
-    """Run `main` and end the process, also after an error that nobody foresaw: no other process waits for this one."""
+    """Run `main` and end the process, also after an error that nobody foresaw: no other process waits for this one.
+
+    A Ctrl-C before the run has begun to listen for it, or a second one, ends this process alone.
+    """
     try:
         code = main(arguments)
+    except KeyboardInterrupt as error:
+        tell_error(f"{str(error) or 'Interrupted'}. What was saved before is kept: the same command goes on from it.")
+        end(128 + signal.SIGINT, alone=True)
     except Exception:
         traceback.print_exc()
         code = FAULT

@@ -14,7 +14,7 @@ import numpy as np
 from jax.experimental.multihost_utils import broadcast_one_to_all, process_allgather
 
 from bptoolkit.continual.layout import SEED, Layout, fetch, mesh_of, place
-from bptoolkit.runs.lifeline import hang_by
+from bptoolkit.runs.lifeline import hang_by, patient
 
 __all__ = ["Group", "cache_folder", "group_of", "prepare"]
 
@@ -103,15 +103,21 @@ def prepare(config, devices: int | None = None, group: Group | None = None) -> N
     config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     config.update("jax_persistent_cache_min_entry_size_bytes", -1)
     if group is not None:
-        leads = group.process == 0
-        jax.distributed.initialize(
-            *(group.coordinator if leads else hang_by(group.coordinator, SILENCE), group.processes, group.process),
-            cluster_detection_method="deactivate",
-            initialization_timeout=PATIENCE,
-            heartbeat_timeout_seconds=HEARTBEAT,
-            shutdown_timeout_seconds=PATIENCE,
-        )
-        _meet()
+        with patient(PATIENCE, group.processes, group.coordinator):
+            _join(group)
+
+
+def _join(group: Group) -> None:
+    """Become one of the group's processes."""
+    jax.distributed.initialize(
+        group.coordinator if group.process == 0 else hang_by(group.coordinator, SILENCE),
+        *(group.processes, group.process),
+        cluster_detection_method="deactivate",
+        initialization_timeout=2 * PATIENCE,  # after which JAX's runtime aborts
+        heartbeat_timeout_seconds=HEARTBEAT,
+        shutdown_timeout_seconds=PATIENCE,
+    )
+    _meet()
 
 
 def _meet() -> None:

@@ -14,22 +14,24 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Interrupted(KeyboardInterrupt):
-    """A run was asked to end, and has."""
+    """A run was asked to end, and has, in all its processes; `number` is None in those that have heard no signal."""
 
-    def __init__(self, number: int, kept: str):
-        super().__init__(f"Interrupted by {signal.Signals(number).name}. {kept}")
-        self.exit_code = 128 + number  # as a shell reports it
+    def __init__(self, number: int | None, kept: str):
+        cause = "by another process" if number is None else f"by {signal.Signals(number).name}"
+        super().__init__(f"Interrupted {cause}. {kept}")
+        self.number = signal.SIGTERM if number is None else number
+        self.exit_code = 128 + self.number  # as a shell reports it
 
 
 class Interruption:
-    """Whether a signal has come.  A second one ends the process's work at once."""
+    """Whether a signal has come.  A second one breaks off, with a KeyboardInterrupt, whatever others do."""
 
     number: int | None = None
 
     def note(self, number: int, frame: FrameType | None) -> None:
         """The handler."""
         if self.number is not None:
-            raise Interrupted(number, "What was saved before is kept.")
+            raise KeyboardInterrupt(f"Interrupted twice, by {signal.Signals(number).name}")
         self.number = number
         os.write(2, b"Stopping after the updates under way, and saving. Once more stops at once.\n")
 
@@ -45,7 +47,7 @@ class Interruption:
 
     def stop(self, kept: str) -> NoReturn:
         """Raise, also for one that has come to another process of the run only."""
-        raise Interrupted(self.number or signal.SIGTERM, kept)
+        raise Interrupted(self.number, kept)
 
 
 @contextmanager

@@ -10,20 +10,27 @@ JAX never sees the connection end; the relay does, waits a little for the run to
 """
 
 import os
+import signal
 import socket
 import sys
 import time
-from contextlib import suppress
-from threading import Thread
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from threading import Thread, Timer, current_thread, main_thread
+from typing import NoReturn
 
 import jax
 
-__all__ = ["GONE", "LOST", "hang_by"]
+__all__ = ["GONE", "LOST", "hang_by", "patient"]
 
 LOST = 3  # the exit code where another process has gone
 GONE = (
     "{} of this run has gone, or cannot be reached. What was saved is kept: start the same command again in every "
     "process, and the run goes on from the last save."
+)
+LATE = (
+    "The {} processes of this run have not all come within {:.0f} s. Start the same command in every process, each "
+    "with its own --process; all must reach {}."
 )
 GRACE = 2.0  # seconds in which a process that is in an exchange ends by itself
 PIECE = 65536  # bytes
@@ -45,6 +52,28 @@ def hang_by(coordinator: str, silence: float) -> str:
     return f"127.0.0.1:{listening.getsockname()[1]}"
 
 
+@contextmanager
+def patient(seconds: float, processes: int, coordinator: str) -> Iterator[None]:
+    """Wait for the others in JAX's runtime, where Python hears no signal: for so long, and Ctrl-C ends at once."""
+    waiting = Timer(seconds, _end, [LATE.format(processes, seconds, coordinator)])
+    waiting.daemon = True
+    waiting.start()
+    listening = current_thread() is main_thread()  # where alone Python sees signals
+    former = signal.signal(signal.SIGINT, signal.SIG_DFL) if listening else None
+    try:
+        yield
+    finally:
+        waiting.cancel()
+        if listening:
+            signal.signal(signal.SIGINT, former)
+
+
+def _end(sentence: str) -> NoReturn:
+    """Say why, and end the process from beside its main thread."""
+    print(f"Error: {sentence}", file=sys.stderr, flush=True)
+    os._exit(LOST)
+
+
 def _serve(listening: socket.socket, coordinator: str, silence: float) -> None:
     """Carry each connection of JAX's client."""
     while True:
@@ -60,8 +89,7 @@ def _carry(inner: socket.socket, coordinator: str, silence: float) -> None:
         _pour(outer, inner)
         time.sleep(GRACE)
         if jax.distributed.is_initialized():
-            print(f"Error: {GONE.format('Process 0')}", file=sys.stderr, flush=True)
-            os._exit(LOST)
+            _end(GONE.format("Process 0"))
 
 
 def _pour(source: socket.socket, sink: socket.socket) -> None:

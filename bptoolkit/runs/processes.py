@@ -80,7 +80,7 @@ def leading() -> Iterator[Leading]:
         yield leader
     except BaseException as error:
         if leader.listening:
-            tell(("error", error.exit_code - 128 if isinstance(error, Interrupted) else first_line(error)))
+            tell(("error", error.number if isinstance(error, Interrupted) else first_line(error)))
         raise
 
 
@@ -138,10 +138,14 @@ def fatal(error: BaseException) -> bool:
     return jax.distributed.is_initialized() and (lost(error) or not isinstance(error, ValueError))
 
 
-def end(code: int) -> NoReturn:
-    """Leave the process: with the others where all leave alike, else at once, as none waits for one that has gone."""
+def end(code: int, *, alone: bool = False) -> NoReturn:
+    """Leave the process: with the others where all leave alike, else at once, as none waits for one that has gone.
+
+    Args:
+        alone: not with the others, whatever the code.
+    """
     together = jax.distributed.is_initialized()
-    if together and code in (0, 1, 128 + signal.SIGINT, 128 + signal.SIGTERM):
+    if together and not alone and code in (0, 1, 128 + signal.SIGINT, 128 + signal.SIGTERM):
         jax.distributed.shutdown()
     elif together:
         sys.stdout.flush()

@@ -45,6 +45,9 @@ try:
     outcome = runs.carry_out(
         folder, config, {"static/naive/class": experiment}, layout=cl.Layout(data=data), watcher=watcher
     )
+except runs.Interrupted as error:
+    print(error, flush=True)
+    end(error.exit_code)
 except Exception as error:
     print("lost" if lost(error) else repr(error), flush=True)
     end(LOST)
@@ -133,6 +136,17 @@ def test_several_processes_find_what_one_finds(start, alone, tmp_path, processes
     assert runs.load_results(tmp_path / "run")["accuracy"].values.tolist() == expected.tolist()
 
 
+def in_second_task(start, folder):
+    """Two processes: the leader in a hook, until the file `goes-on` is there, the other on its way to an exchange."""
+    started = start(folder, processes=2, wait=True)
+    deadline = time.monotonic() + TOO_LONG
+    while not folder.with_suffix(".waits").exists():
+        assert time.monotonic() < deadline
+        assert all(process.poll() is None for process in started), ended(started)
+        time.sleep(0.05)
+    return started
+
+
 @pytest.mark.parametrize("victim", [1, 0], ids=["a follower", "the leader"])
 def test_a_killed_process_ends_the_run_and_it_goes_on(start, alone, tmp_path, victim):
     """No process hangs, none ends well; the same command then ends as if nothing had happened.
@@ -140,12 +154,7 @@ def test_a_killed_process_ends_the_run_and_it_goes_on(start, alone, tmp_path, vi
     The follower waits for the leader in an exchange; the leader stays in a hook, and comes when the follower has gone.
     """
     folder = tmp_path / "run"
-    started = start(folder, processes=2, wait=True)
-    deadline = time.monotonic() + TOO_LONG
-    while not folder.with_suffix(".waits").exists():
-        assert time.monotonic() < deadline
-        assert all(process.poll() is None for process in started), ended(started)
-        time.sleep(0.05)
+    started = in_second_task(start, folder)
     started[victim].kill()
     started[victim].wait()
     folder.with_suffix(".goes-on").touch()
@@ -162,6 +171,26 @@ def test_a_killed_process_ends_the_run_and_it_goes_on(start, alone, tmp_path, vi
     told = ended(start(folder, processes=2))
     assert [code for code, *_ in told] == [0, 0], told
     np.testing.assert_array_equal(weights(folder), weights(alone))
+
+
+def test_ctrl_c_in_one_process_ends_all_and_saves(start, tmp_path):
+    folder = tmp_path / "run"
+    started = in_second_task(start, folder)
+    started[1].send_signal(signal.SIGINT)
+    folder.with_suffix(".goes-on").touch()
+    (code, output, _), (code_there, output_there, errors) = ended(started)
+    assert (code, code_there) == (128 + signal.SIGTERM, 128 + signal.SIGINT)
+    assert "Interrupted by another process. static/naive/class is saved after 8 of 8 updates." in output
+    assert "Interrupted by SIGINT. Process 0 saves." in output_there
+    assert "Stopping after the updates under way, and saving" in errors
+
+
+def test_a_process_whose_others_do_not_come_says_so():
+    """JAX's runtime waits in C++, where no signal is heard, and would abort in the end."""
+    impatient = "import bptoolkit.runs.devices as devices; devices.PATIENCE = 1\n" + BUSY
+    ((code, output, errors),) = ended([python(impatient, [0, free_port()])])
+    assert (code, output) == (LOST, "")
+    assert "The 2 processes of this run have not all come within 1 s." in errors
 
 
 def test_a_follower_that_hears_nothing_ends_in_a_sentence_when_the_leader_is_killed():
