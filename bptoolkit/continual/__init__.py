@@ -3,6 +3,7 @@
 from bptoolkit.continual.activity import Plasticity, effective_rank, plasticity, weight_norm
 from bptoolkit.continual.boundaries import blurry, online
 from bptoolkit.continual.calibration import brier_score, calibration_error
+from bptoolkit.continual.choose import Choice, choose, held_out
 from bptoolkit.continual.controls import cumulative, joint, naive, random_features, separate, shallow
 from bptoolkit.continual.convert import Convention, convert_strength
 from bptoolkit.continual.cost import memory_bytes
@@ -41,6 +42,7 @@ from bptoolkit.continual.statistics import Comparison, compare, permutation_test
 from bptoolkit.continual.streams import Stream, label_shuffled, permuted, rotated, split
 
 __all__ = [
+    "Choice",
     "Comparison",
     "Convention",
     "Cost",
@@ -58,6 +60,7 @@ __all__ = [
     "blurry",
     "brier_score",
     "calibration_error",
+    "choose",
     "choose_layout",
     "compare",
     "continual_backprop",
@@ -77,6 +80,7 @@ __all__ = [
     "generative_classifier",
     "generative_replay",
     "hat",
+    "held_out",
     "icarl",
     "intransigence",
     "joint",

@@ -1,0 +1,112 @@
+"""Choose numbers such as a strength, on validation rows of the first tasks; test rows are never looked at.
+
+Validation rows are training rows that are kept out of training.  Choosing on the first k tasks of a stream, and with
+other seeds than those reported, follows Chaudhry et al. (2019), ICLR, "Efficient lifelong learning with A-GEM".
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from bptoolkit.continual.experiment import Experiment
+from bptoolkit.continual.lanes import Grid
+from bptoolkit.continual.layout import Layout
+from bptoolkit.continual.metrics import average_accuracy
+from bptoolkit.continual.run import run_grid
+from bptoolkit.continual.streams import Indices, Stream, View
+from bptoolkit.types import Key
+
+__all__ = ["Choice", "choose", "held_out", "how_chosen"]
+
+FEWEST = 2  # rows of a task, of which one is kept out
+
+
+class Choice(NamedTuple):
+    """What was chosen, and on what grounds."""
+
+    values: dict[str, Any]  # by name, of the experiment's hyper
+    scores: dict[tuple[Any, ...], np.ndarray]  # by point of the grid: one a seed, NaN for one that diverged
+    how: str  # a sentence for the record
+
+
+def choose(
+    experiment: Experiment,
+    grid: Grid,
+    key: Key,
+    seeds: int | Sequence[int] = 3,
+    *,
+    tasks: int | None = None,
+    every: int = 10,
+    score: Callable[[Any], np.ndarray] = average_accuracy,
+    layout: Layout = Layout(),
+) -> Choice:
+    """The point of a grid with the highest mean score on validation rows; of equals, the first.
+
+    `replace(experiment, hyper={**experiment.hyper, **choice.values})` is the experiment with what was chosen.
+
+    Args:
+        experiment: whose learner or optimiser is made from its `hyper`.
+        grid: names in it, and the values of each; all are trained in one compiled program.
+        key, seeds: take others than those that will be reported, so that no seed chooses for itself.
+        tasks, every: as in `held_out`.
+        score: of a result, one value a seed; more is better.
+        layout: as for `run`.
+
+    Raises:
+        ValueError: as `held_out` and `run_grid`; or every point has a seed that diverged.
+    """
+    stream = held_out(experiment.stream, every, tasks)
+    results = run_grid(replace(experiment, stream=stream), grid, key, seeds, layout=layout)
+    scores = {point: np.where(result.finite.all(1), score(result), np.nan) for point, result in results.items()}
+    means = np.array([values.mean() for values in scores.values()])
+    if np.isnan(means).all():
+        raise ValueError("A choice needs a point at which no seed diverges, got none. Try smaller rates or strengths.")
+    best = list(scores)[int(np.nanargmax(means))]
+    used = len(next(iter(scores.values())))
+    return Choice(dict(zip(grid, best, strict=True)), scores, how_chosen(stream.tasks, every, used))
+
+
+def how_chosen(tasks: int, every: int, seeds: int) -> str:
+    """The sentence that a record gives on a choice."""
+    return (
+        f"the highest mean over {seeds} seeds on validation rows, one in {every} of the training rows of the first "
+        f"{tasks} tasks; no test row was looked at"
+    )
+
+
+def held_out(stream: Stream, every: int = 10, tasks: int | None = None) -> Stream:
+    """The first tasks of a stream, with one in `every` training rows kept out of training to be tested on.
+
+    Every seed deals the same tasks as in the whole stream.  The rows kept out are spread evenly over a task's classes;
+    they are index views of the training part, so that test rows are not even in reach.
+
+    Args:
+        stream: the whole one.
+        every: at least 2; the first, every-th, 2·every-th … training row of each task is kept out.
+        tasks: how many from the first on; all if left out.
+
+    Raises:
+        ValueError: `every` below 2, or more than some task has rows; tasks outside 1 … those of the stream.
+    """
+    kept = stream.tasks if tasks is None else tasks
+    if not 1 <= kept <= stream.tasks:
+        raise ValueError(f"tasks must be in 1 … {stream.tasks}, those of the stream, got {tasks}.")
+    if not FEWEST <= every <= stream.rows_max:
+        raise ValueError(f"every must be in {FEWEST} … {stream.rows_max}, the rows of the largest task, got {every}.")
+    place = np.arange(stream.rows_max, dtype=np.int32)
+    out, within = place[place % every == 0], place[place % every != 0]
+
+    def draw(key: Key) -> Indices:
+        some = jax.tree.map(lambda leaf: leaf[:kept], stream.draw(key))
+        index, count = some.train
+        tested = -(-count // every)
+        return some._replace(
+            train=View(index[:, within], count - tested), test=View(index[:, out], tested.astype(jnp.int32))
+        )
+
+    data = stream.data._replace(test=stream.data.train)
+    return stream._replace(data=data, tasks=kept, draw=draw, rows_max=len(within), test_rows_max=len(out))
