@@ -21,7 +21,7 @@ import traceback
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any, NoReturn, TypeVar
 
 import jax
 import tyro
@@ -64,6 +64,16 @@ class Options:
     wandb: str | None = None  # also write to this project of Weights & Biases
 
 
+SomeOptions = TypeVar("SomeOptions", bound=Options)
+
+
+@dataclasses.dataclass(frozen=True)
+class RunOptions(Options):
+    """What a run has and a sweep has not."""
+
+    chosen: Path | None = None  # the folder of a sweep with --validate: each combination gets what was chosen for it
+
+
 @dataclasses.dataclass(frozen=True)
 class Repeat:
     """Repeat a run, and tell whether the same came out, bit for bit."""
@@ -89,7 +99,7 @@ def command(arguments: list[str]) -> int:
         console.print(f"{__doc__}\n{question}" if wants_help(arguments) else question, highlight=False, soft_wrap=True)
         return 0
     module = importlib.import_module(f"experiments.{name}")
-    config, options = parse(name, question, module, arguments[1:])
+    config, options = parse(name, question, module, arguments[1:], RunOptions())
     check_fields(options)
     return execute(console, name, question, module, config, options)
 
@@ -158,20 +168,22 @@ def questions() -> dict[str, str]:
     return found
 
 
-def parse(name: str, question: str, module: Any, arguments: list[str], program: str = "run.py") -> tuple[Any, Options]:
-    """The experiment's own fields and how to run it, from flags."""
+def parse(
+    name: str, question: str, module: Any, arguments: list[str], options: SomeOptions, program: str = "run.py"
+) -> tuple[Any, SomeOptions]:
+    """The experiment's own fields and how to run it, from flags; `options` are the defaults."""
     both = dataclasses.make_dataclass(
         "Flags",
         [
             ("config", Annotated[module.Config, tyro.conf.OmitArgPrefixes], dataclasses.field(default=module.Config())),
-            ("options", Annotated[Options, tyro.conf.OmitArgPrefixes], dataclasses.field(default=Options())),
+            ("options", Annotated[type(options), tyro.conf.OmitArgPrefixes], dataclasses.field(default=options)),
         ],
     )
     flags = tyro.cli(both, prog=f"{program} {name}", description=question, args=arguments)
     return flags.config, flags.options
 
 
-def execute(console: Console, name: str, question: str, module: Any, config: Any, options: Options) -> int:
+def execute(console: Console, name: str, question: str, module: Any, config: Any, options: RunOptions) -> int:
     """Run all combinations, or what is left of them, unless this very run is there already; print the table."""
     record = {
         "experiment": f"experiments.{name}",
@@ -179,12 +191,17 @@ def execute(console: Console, name: str, question: str, module: Any, config: Any
         "seeds": options.seeds,
         "key": options.key,
     }
+    if options.chosen is not None:
+        record["chosen"] = runs.load_choice(options.chosen)
     folder, began = options.runs / runs.run_name(record), time.perf_counter()
     settle(options, folder)
+    experiments = module.define(config)
+    if options.chosen is not None:
+        experiments = runs.with_choice(experiments, record["config"], record["chosen"])
     outcome = runs.carry_out(
         folder,
         record,
-        module.define(config),  # refuses what cannot run before anything is written
+        experiments,
         layout=cl.Layout(data=options.data_devices),
         question=question,
         watcher=watcher_of(console, folder, options) if is_leader() else None,

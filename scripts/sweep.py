@@ -2,6 +2,7 @@
 
 python scripts/sweep.py split_digits --over rate 1e-3 1e-2 --over strength 1 10 --over units 20 57 --seeds 5
 python scripts/sweep.py split_digits --over hidden 50 100,50          a field of several values: with commas
+python scripts/sweep.py split_digits --over strength 1 10 --validate 2 --key 1        choose on validation rows
 
 All flags of scripts/run.py hold too.  Values of a field that is traced lie side by side in one compiled program, all
 others are run one after the other.  The same command goes on where it was broken off, and repeats no finished cell.
@@ -16,6 +17,7 @@ import sys
 import typing
 import warnings
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -27,12 +29,26 @@ from run import WIDTH, Options, choose, guarded, leave, parse, settle, watcher_o
 
 from bptoolkit import continual as cl
 from bptoolkit import runs
+from bptoolkit.continual.choose import how_chosen
+from bptoolkit.runs.chosen import CHOICE, choice_of
 from bptoolkit.runs.devices import cache_folder
-from bptoolkit.runs.fields import check_fields
+from bptoolkit.runs.fields import Count, check_fields
 from bptoolkit.runs.processes import fatal, is_leader
-from bptoolkit.runs.sweep import Cell, Swept, best, plan, sweep
+from bptoolkit.runs.record import write_json
+from bptoolkit.runs.sweep import Cell, Define, Swept, best, plan, sweep
 
-CHOSEN = "Chosen on the test rows, so the figure of a chosen point is too good: run it with other seeds."
+ON_TEST = (
+    "Chosen on the test rows, so the figure of a chosen point is too good: run it with other seeds, or sweep with "
+    "--validate TASKS."
+)
+EVERY = 10  # training rows, of which one is kept out for validation
+
+
+@dataclasses.dataclass(frozen=True)
+class SweepOptions(Options):
+    """What a sweep has and a run has not."""
+
+    validate: Count | None = None  # test on training rows kept out of training, of the first so many tasks, and choose
 
 
 def main(arguments: list[str]) -> int:
@@ -47,7 +63,7 @@ def command(arguments: list[str]) -> int:
         console.print(f"{__doc__}\n{question}", highlight=False, soft_wrap=True)
         return 0
     module = importlib.import_module(f"experiments.{name}")
-    config, options = parse(name, question, module, rest[1:], program="sweep.py")
+    config, options = parse(name, question, module, rest[1:], SweepOptions(), program="sweep.py")
     check_fields(options)
     return execute(console, name, question, module, config, options, values(type(config), asked))
 
@@ -88,13 +104,16 @@ def value(name: str, kind: Any, word: str) -> Any:
         raise ValueError(f"--over {name} needs values of the type {kind}, got {word!r}.") from None
 
 
-def execute(console: Console, name: str, question: str, module: Any, config: Any, options: Options, over) -> int:
+def execute(console: Console, name: str, question: str, module: Any, config: Any, options: SweepOptions, over) -> int:
     """Carry out all cells; print the best points and what failed."""
     record = {"experiment": f"experiments.{name}", "seeds": options.seeds, "key": options.key}
+    if options.validate is not None:
+        record["validate"] = options.validate
     digest = hashlib.sha256(json.dumps([record, dataclasses.asdict(config), over], sort_keys=True).encode()).hexdigest()
     folder = options.runs / f"sweep-{name}-{digest[:8]}"
     settle(options, folder)
-    asked = plan(module.define, config, over)
+    define = partial(defined, module.define, options.validate)
+    asked = plan(define, config, over)
     if is_leader() and not options.quiet:
         traced = ", ".join(asked.traced) or "nothing"
         console.print(f"{len(asked.cells)} cells in turn; side by side in each: {traced}.", highlight=False)
@@ -103,7 +122,7 @@ def execute(console: Console, name: str, question: str, module: Any, config: Any
         return runs.carry_out(
             place,
             config,
-            module.define(cell.config),
+            define(cell.config),
             grid=asked.grid,
             layout=cl.Layout(data=options.data_devices),
             question=question,
@@ -114,12 +133,31 @@ def execute(console: Console, name: str, question: str, module: Any, config: Any
 
     swept = sweep(folder, asked, carry, record, fatal=fatal)
     if is_leader():
-        tell(console, folder, swept)
+        tell(console, folder, swept, kept(folder, swept, options))
     return 1 if swept.failed else 0
 
 
-def tell(console: Console, folder: Path, swept: Swept) -> None:
-    """The table, what failed, and where everything lies."""
+def defined(define: Define, validate: int | None, config: Any) -> dict[str, cl.Experiment]:
+    """The experiments of a configuration; on validation rows where these are asked for."""
+    made = dict(define(config))
+    if validate is None:
+        return made
+    return {
+        name: dataclasses.replace(one, stream=cl.held_out(one.stream, EVERY, validate)) for name, one in made.items()
+    }
+
+
+def kept(folder: Path, swept: Swept, options: SweepOptions) -> str:
+    """Write down what was chosen, where it may be; and what is to be said of the choice."""
+    if options.validate is None:
+        return ON_TEST
+    how = how_chosen(options.validate, EVERY, options.seeds)
+    write_json(folder / CHOICE, choice_of(swept.results, how))
+    return f"Chosen by {how}. Take it up: run.py … --chosen {folder} with another --key."
+
+
+def tell(console: Console, folder: Path, swept: Swept, remark: str) -> None:
+    """The table, what is to be said of it, what failed, and where everything lies."""
     table = Table(title="Best average accuracy, %", title_justify="left")
     for title in ("Scenario", "Net", "Strategy", "At", "Accuracy"):
         table.add_column(title, overflow="fold")
@@ -128,7 +166,7 @@ def tell(console: Console, folder: Path, swept: Swept) -> None:
         figure = f"{100 * point.mean:.1f} ± {100 * point.half_width:.1f}"
         table.add_row(point.scenario, point.net, point.strategy, at, figure)
     console.print(table)
-    console.print(CHOSEN, soft_wrap=True)
+    console.print(remark, soft_wrap=True, highlight=False)
     for cell, sentence in swept.failed.items():
         console.print(f"[bold red]Failed:[/] {escape(cell)}: {escape(sentence)}", soft_wrap=True, highlight=False)
     console.print(f"Array: {folder / 'sweep.nc'}", soft_wrap=True, highlight=False)

@@ -7,6 +7,7 @@ In short:
 """
 
 from bptoolkit.runs import writers
+from bptoolkit.runs.chosen import choice_of, load_choice, with_choice
 from bptoolkit.runs.compare import differences, surroundings
 from bptoolkit.runs.comparison import write_comparison
 from bptoolkit.runs.display import display
@@ -40,11 +41,13 @@ __all__ = [
     "RunError",
     "Watcher",
     "carry_out",
+    "choice_of",
     "differences",
     "display",
     "finish",
     "guarded",
     "interval",
+    "load_choice",
     "load_config",
     "load_environment",
     "load_experiments",
@@ -66,6 +69,7 @@ __all__ = [
     "terminal_table",
     "together",
     "unwatched",
+    "with_choice",
     "write_comparison",
     "write_report",
     "writers",

@@ -9,13 +9,14 @@ from types import UnionType
 from typing import Any
 
 from bptoolkit.continual.experiment import Experiment
+from bptoolkit.runs.chosen import with_choice
 from bptoolkit.runs.record import CONFIG, RunError, read_json
 
 __all__ = ["load_config", "load_experiments"]
 
 
 def load_config(folder: Path | str) -> dict[str, Any]:
-    """What was asked of a run, as plain data: "experiment", "config", "seeds", "key"."""
+    """What was asked of a run, as plain data: "experiment", "config", "seeds", "key"; "chosen" after a choice."""
     return read_json(Path(folder) / CONFIG)
 
 
@@ -37,7 +38,8 @@ def load_experiments(folder: Path | str) -> dict[str, Experiment]:
             f"{path} names the experiment {name!r}, which is no module with a Config and a define ({error}). "
             "Start in the repository that it lies in, at the commit that environment.json names."
         ) from error
-    return define(_made(kind, config.get("config"), path, "config"))
+    made = define(_made(kind, config.get("config"), path, "config"))
+    return with_choice(made, config["config"], config["chosen"]) if config.get("chosen") else made
 
 
 def _made(kind: Any, data: Any, path: Path, at: str) -> Any:

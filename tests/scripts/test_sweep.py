@@ -7,9 +7,10 @@ import sys
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+import numpy as np
 import pytest
 
-from bptoolkit.runs.sweep import load_sweep
+from bptoolkit.runs import load_choice, load_config, load_sweep
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
 
@@ -66,11 +67,11 @@ def test_a_value_of_another_type_is_refused(script, name, word):
 
 @pytest.fixture
 def command(compiled, tmp_path):
-    """Runs scripts/sweep.py from an empty folder."""
+    """Runs scripts/sweep.py, or another, from an empty folder."""
 
-    def call(*arguments):
+    def call(*arguments, script="sweep.py"):
         environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": str(compiled), "COLUMNS": "200"}
-        line = [sys.executable, str(SCRIPTS / "sweep.py"), *arguments]
+        line = [sys.executable, str(SCRIPTS / script), *arguments]
         return subprocess.run(line, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
 
     return call
@@ -108,3 +109,22 @@ def test_a_sweep_tells_its_best_points_and_its_failed_cells(command, tmp_path):
     assert accuracy.dims[:2] == ("rate", "classes_per_task")
     assert accuracy.sel(classes_per_task=2).notnull().all()
     assert accuracy.sel(classes_per_task=11).isnull().all()
+
+
+@pytest.mark.slow
+def test_what_a_sweep_chose_on_validation_rows_goes_into_a_run(command, tmp_path):
+    few = ["--steps", "2", "--seeds", "2", "--nets", "static", "--strategies", "ewc", "--quiet"]
+    ran = command("split_digits", "--over", "strength", "1", "10", "--validate", "2", "--key", "1", *few)
+    assert ran.returncode == 0, ran.stderr
+    assert "one in 10 of the training rows of the first 2 tasks; no test row was looked at" in ran.stdout
+    (folder,) = (tmp_path / "runs").iterdir()
+    swept = load_sweep(folder)
+    assert swept.sizes["on"] == 2
+    chosen = load_choice(folder)
+    means = swept["accuracy"].isel(after=-1).mean(["on", "seed"]).squeeze()
+    assert chosen["values"]["static/ewc/class"] == {"strength": float(means["strength"][int(np.argmax(means.values))])}
+
+    again = command("split_digits", *few, "--chosen", str(folder), script="run.py")
+    assert again.returncode == 0, again.stderr
+    (run,) = (path for path in (tmp_path / "runs").iterdir() if path != folder)
+    assert load_config(run)["chosen"] == chosen
