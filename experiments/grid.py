@@ -1,4 +1,10 @@
-"""{static, recurrent} × {naive, EWC, replay, joint} on a split data set: what the split experiments share."""
+"""Nets × strategies on a split data set: what the split experiments share.
+
+static       feed-forward
+recurrent    settles; its gradient is Almeida and Pineda's
+accurate     the same with another number of units, as many as a question needs for an equal accuracy
+one-step     of the size of recurrent; its gradient goes through the last step alone
+"""
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -12,8 +18,8 @@ from bptoolkit import learning, models
 from bptoolkit.runs.fields import Amount, Count, check_fields
 from bptoolkit.types import Dataset, Model
 
-Net = Literal["static", "recurrent"]
-Strategy = Literal["naive", "ewc", "replay", "joint"]
+Net = Literal["static", "recurrent", "accurate", "one-step"]
+Strategy = Literal["naive", "ewc", "lwf", "replay", "joint"]
 
 TRACED = ("rate", "strength", "tolerance", "settle_steps")  # numbers whose change compiles nothing
 
@@ -28,6 +34,7 @@ class Grid:
     classes_per_task: Count = 2
     hidden: tuple[Count, ...] = (100,)  # layers of the static net
     units: Count = 57  # of the recurrent net; the default has as many weights as the static one
+    accurate_units: Count = 57  # of the accurate net
     activation: Literal["sigmoid", "tanh", "relu"] = "sigmoid"  # of the recurrent net
     steps: Count = 200  # updates per task
     batch: Count = 32  # rows per update
@@ -61,23 +68,28 @@ def grid(dataset: Dataset, config: Grid) -> dict[str, cl.Experiment]:
     }
 
 
+def _model(config: Grid, net: Net, inputs: int, outputs: int, hyper) -> Model:
+    """The net, with what its relaxation stops at."""
+    if net == "static":
+        return models.mlp(inputs, *config.hidden, outputs)
+    stop = fp.Stop(rtol=hyper["tolerance"], max_steps=hyper["settle_steps"])
+    adjoint = fp.one_step() if net == "one-step" else fp.almeida_pineda(stop=stop)
+    units = config.accurate_units if net == "accurate" else config.units
+    g = getattr(models.activations, config.activation)
+    return models.equilibrium(
+        models.rate_cell(inputs, units, outputs, activation=g), fp.implicit(fp.picard(), adjoint, stop)
+    )
+
+
 def _learner(dataset: Dataset, config: Grid, net: Net, strategy: Strategy, scenario: str) -> Callable:
     """What makes the learner from the traced numbers."""
     inputs = dataset.train.x[0].size
     outputs = config.classes_per_task if scenario == "domain" else dataset.classes
-
-    def model(hyper) -> Model:
-        if net == "static":
-            return models.mlp(inputs, *config.hidden, outputs)
-        stop = fp.Stop(rtol=hyper["tolerance"], max_steps=hyper["settle_steps"])
-        relax = fp.implicit(fp.picard(), fp.almeida_pineda(stop=stop), stop)
-        g = getattr(models.activations, config.activation)
-        return models.equilibrium(models.rate_cell(inputs, config.units, outputs, activation=g), relax)
-
     remedies = {
         "naive": lambda hyper: cl.naive,
         "joint": lambda hyper: cl.joint,
+        "lwf": lambda hyper: cl.lwf(),
         "replay": lambda hyper: cl.replay(config.per_class),
         "ewc": lambda hyper: cl.ewc(hyper["strength"], fisher=config.fisher, samples=config.samples),
     }
-    return lambda hyper: remedies[strategy](hyper)(learning.backprop(model(hyper)))
+    return lambda hyper: remedies[strategy](hyper)(learning.backprop(_model(config, net, inputs, outputs, hyper)))
