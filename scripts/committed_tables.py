@@ -51,6 +51,48 @@ def bench_forgetting(report: Report) -> str:
     return "\n".join(f"- {line}" for line in lines)
 
 
+def static_vs_recurrent(report: Report) -> str:
+    """Of scripts/answer.py: the base net's accuracy, and what each other net has more, with interval and effect."""
+    base, nets = report["base"], list(dict.fromkeys(row["net"] for row in _contrasts(report)))
+    head = ["data", "scenario", "strategy", base, *(f"{net} − {base}" for net in nets)]
+    rows = {}
+    for row in _contrasts(report):
+        place = (row["run"], row["scenario"], row["strategy"])
+        rows.setdefault(place, [*place, share(row["base"]["average_accuracy"])]).append(_difference(row))
+    count = lambda holds: sum(holds(row["average_accuracy"]) for row in _contrasts(report))
+    real = count(lambda one: one["holm"] is not None and one["holm"] < 0.05)
+    note = (
+        f"Average accuracy in %, differences in points ± half the 95 % t-interval over {_seeds(report)} paired seeds, "
+        f"(effect size d). **Bold**: Holm-adjusted exact p < 0.05, {real} of {count(lambda one: True)}."
+    )
+    return f"{table(head, list(rows.values()))}\n\n{note}"
+
+
+def _contrasts(report: Report) -> list[dict[str, Any]]:
+    return [{"run": name} | row for name, run in report["runs"].items() for row in run["contrasts"]]
+
+
+def _seeds(report: Report) -> str:
+    return " or ".join(sorted({str(row["average_accuracy"]["n"]) for row in _contrasts(report)}))
+
+
+def _difference(row: dict[str, Any]) -> str:
+    """`**−3.1 ± 1.2** (−1.9)`."""
+    one = row["average_accuracy"]
+    if one["difference"] is None:
+        return "–"
+    mark = "**" if one["holm"] is not None and one["holm"] < 0.05 else ""
+    half, effect = ("–" if one[name] is None else one[name] for name in ("half_width", "effect"))
+    half = half if half == "–" else f"{100 * half:.1f}"
+    effect = effect if effect == "–" else f"{effect:+.1f}"
+    return f"{mark}{100 * one['difference']:+.1f} ± {half}{mark} ({effect})".replace("-", "−")
+
+
+def share(value: float | None) -> str:
+    """A share in per cent, to one decimal."""
+    return "–" if value is None else f"{100 * value:.1f}"
+
+
 def table(head: list[str], rows: list[list[str]]) -> str:
     """GitHub Markdown: the first column to the left, numbers to the right."""
     lines = [head, ["---", *["--:"] * (len(head) - 1)], *rows]
@@ -67,4 +109,5 @@ TABLES: dict[str, Callable[[Report], str]] = {
     "stopping": stopping,
     "bench_forgetting": bench_forgetting,
     "bench_fixed_point": bench_fixed_point,
+    "static_vs_recurrent": static_vs_recurrent,
 }

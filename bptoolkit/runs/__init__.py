@@ -10,6 +10,7 @@ from bptoolkit.runs import writers
 from bptoolkit.runs.chosen import choice_of, load_choice, with_choice
 from bptoolkit.runs.compare import differences, surroundings
 from bptoolkit.runs.comparison import write_comparison
+from bptoolkit.runs.contrasts import contrasts
 from bptoolkit.runs.display import display
 from bptoolkit.runs.figures import save_figures
 from bptoolkit.runs.interrupt import Interrupted
@@ -42,6 +43,7 @@ __all__ = [
     "Watcher",
     "carry_out",
     "choice_of",
+    "contrasts",
     "differences",
     "display",
     "finish",
