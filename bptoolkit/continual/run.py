@@ -44,7 +44,7 @@ class RunState(NamedTuple):
 
 
 class Moment(NamedTuple):
-    """Where a run is, as its hooks see it."""
+    """Where a run is, as its hooks see it; rows that only fill devices are left out."""
 
     task: int  # tasks finished
     tasks: int
@@ -132,7 +132,7 @@ def run_grid(
 
     chunk = experiment.evaluate_every or _chunk(experiment.steps)
     programs = Programs(experiment, chunk, layout, lanes)
-    walk = _Walk(experiment, programs, learner.curriculum, chunk, on_progress)
+    walk = _Walk(experiment, programs, learner.curriculum, chunk, lanes.used, on_progress)
     state = walk.start() if state is None else _taken_up(state, programs, lanes.used)
     for _ in range(len(state.curves), experiment.stream.tasks):
         state = walk.stage(state)
@@ -179,8 +179,11 @@ def _priced(cost: Cost, experiment: Experiment, lanes: Lanes, params: Params, cu
 class _Walk:
     """One run's way through its stages."""
 
-    def __init__(self, experiment: Experiment, programs: Programs, curriculum: Curriculum, chunk: int, on_progress):
+    def __init__(
+        self, experiment: Experiment, programs: Programs, curriculum: Curriculum, chunk: int, nets: int, on_progress
+    ):
         self.programs, self.curriculum, self.chunk, self.on_progress = programs, curriculum, chunk, on_progress
+        self.nets = nets  # no spare ones among them
         self.tasks, self.steps = experiment.stream.tasks, experiment.steps
         self.total = self.made(self.tasks)
         self.tests_between = experiment.evaluate_every is not None
@@ -241,9 +244,9 @@ class _Walk:
         return tuple(self.made(task + 1) // self.chunk - 1 for task in range(self.tasks))
 
     def moment(self, state: RunState, curves: Curves) -> Moment:
-        loss, unconverged = (_mean(curve[:, -1]) for curve in (curves.loss, curves.unconverged))
+        loss, unconverged = (_mean(curve[: self.nets, -1]) for curve in (curves.loss, curves.unconverged))
         step = self.made(len(state.curves)) + len(state.begun) * self.chunk
-        accuracy = state.tables[-1][:, 0]
+        accuracy = state.tables[-1][: self.nets, 0]
         return Moment(len(state.curves), self.tasks, step, self.total, loss, unconverged, accuracy)
 
 

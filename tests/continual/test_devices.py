@@ -26,12 +26,16 @@ told = {}
 
 def compare(name, learner, *layouts):
     experiment = cl.Experiment(stream, learner, optax.sgd(0.1), steps=4, batch=8)
-    run = lambda layout: cl.run(experiment, jax.random.key(0), seeds=3, layout=layout)
+    moments = {}
+    hook = lambda moment, state: moments.update({str(state.layout): moment})
+    run = lambda layout: cl.run(experiment, jax.random.key(0), seeds=3, layout=layout, on_task=hook)
     results = {str(layout): run(layout) for layout in (cl.Layout(1, True), *layouts)}
     alone = results.pop("1 device, seeds stacked")
     for layout, result in results.items():
         gaps = jax.tree.map(lambda a, b: float(np.max(np.abs(a - b))), alone.params, result.params)
         told[f"{name}, {layout}"] = [max(jax.tree.leaves(gaps)), list(np.shape(result.accuracy))]
+        seen, losses = moments[layout], result.curves.loss[:, -1, -1]
+        told[f"seen of {name}, {layout}"] = [list(seen.accuracy.shape), seen.loss, losses.tolist()]
     return experiment
 
 static, recurrent = (learning.backprop(model) for model in nets.values())
@@ -72,6 +76,15 @@ def test_nets_and_rows_shared_out_to_devices_train_as_on_one(told, net, layout):
     gap, shape = told[f"{net}, {layout}"]
     assert gap < 1e-9
     assert shape == [3, 2, 2]  # the spare seed that fills the last device is dropped
+
+
+@pytest.mark.parametrize("layout", LAYOUTS["static"][:2])
+def test_hooks_see_no_seed_twice(told, layout):
+    """The third of three seeds, which fills the last device once more, counts once in the mean."""
+    shape, loss, losses = told[f"seen of static, {layout}"]
+    assert shape == [3, 2]
+    assert loss == pytest.approx(sum(losses) / 3, rel=1e-9)
+    assert loss != pytest.approx((sum(losses) + losses[-1]) / 4, rel=1e-3)
 
 
 def test_only_rows_need_an_exchange_while_training(told):
