@@ -28,6 +28,7 @@ from bptoolkit.runs.environment import software
 from bptoolkit.runs.interrupt import Interruption, interruptible
 from bptoolkit.runs.lock import locked
 from bptoolkit.runs.log import add_to_log, log
+from bptoolkit.runs.memory import check_memory, enough_memory
 from bptoolkit.runs.processes import Leading, Verdict, agree, follow, is_leader, leading
 from bptoolkit.runs.record import (
     AXES,
@@ -103,7 +104,8 @@ def carry_out(
         say: is told, in a sentence, of what could not be used.
 
     Raises:
-        RunError: a folder of something else, or in use; what cannot be written; a checkpoint of other software.
+        RunError: a folder of something else, or in use; what cannot be written; a checkpoint of other software; no
+            memory left.
         Interrupted: on Ctrl-C or SIGTERM, after saving.
         ValueError: an experiment that cannot run; then nothing is written.
     """
@@ -112,8 +114,10 @@ def carry_out(
     for name, experiment in experiments.items():
         _check_name(name)
         experiment.check()
+    check_memory(experiments, len(seed_numbers(config["seeds"])))
     if not is_leader():
-        return follow(experiments, config, layout)
+        with enough_memory():
+            return follow(experiments, config, layout)
     with leading() as leader:
         how = _How(leader, grid or {}, layout, save_every, say)
         outcome = _lead(folder, config, experiments, how, question, watcher or unwatched(), again)
@@ -145,7 +149,7 @@ def _lead(folder: Path, config, experiments, how: _How, question: str, watcher: 
             add_to_log(folder, "note", text=sentence)
             how.say(sentence)
 
-        with closing(folder, watched), interruptible() as interruption:
+        with closing(folder, watched), enough_memory(), interruptible() as interruption:
             if moved := other_devices(folder):
                 note(moved)
             about = {"configuration": config, "software": software()}

@@ -28,6 +28,9 @@ STRUCTURE = {
     "a run that is nowhere": ["--from", "nowhere"],
     "a run without its folder": ["--from"],
     "no nets": ["split_digits", "--nets"],
+    "more units than memory": ["split_digits", "--units", "10000000"],
+    "a batch beyond memory": ["split_digits", "--batch", "10000000000"],
+    "more seeds than memory": ["split_digits", "--seeds", "100000", "--hidden", "100000"],
     "a net twice over": ["split_digits", "--nets", "static", "both"],
 }
 
