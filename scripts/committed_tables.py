@@ -51,6 +51,35 @@ def bench_forgetting(report: Report) -> str:
     return "\n".join(f"- {line}" for line in lines)
 
 
+def published(report: Report) -> str:
+    """Of scripts/reproduce.py: each figure that was measured beside the published one."""
+    cells = [cell for cell in report["cells"] if cell["n"]]
+    columns = list(dict.fromkeys(cell["column"] for cell in report["cells"]))
+    rows: dict[str, dict[str, str]] = {}
+    for cell in cells:
+        rows.setdefault(cell["method"], {})[cell["column"]] = _beside(cell)
+    told = [cell["near"] for cell in cells if cell["near"] is not None]
+    seeds = sorted({cell["n"] for cell in cells})
+    note = (
+        f"Published → measured, mean ± SEM over {' to '.join(map(str, dict.fromkeys((seeds[0], seeds[-1]))))} seeds. "
+        f"{sum(told)} of {len(told)} are within 2 combined SEMs or 1.5 points; **bold** ones are not. "
+        "† unverified figure; * not to the letter of the protocol, see the JSON."
+    )
+    body = table(["method", *columns], [[name, *(row.get(c, "") for c in columns)] for name, row in rows.items()])
+    return f"{body}\n\n{note}"
+
+
+def _beside(cell: dict[str, Any]) -> str:
+    """`19.89 ± 0.02 → 19.92 ± 0.02`."""
+    one = cell["published"]
+    digits = 2 if abs(one["mean"]) > 1 else 3
+    figure = lambda mean, error: f"{mean:.{digits}f}" + ("" if error is None else f" ± {error:.{digits}f}")
+    mark = "†" if one["mark"] in ("rec", "fig") else ""
+    measured = figure(cell["measured"], cell["sem"])
+    measured = f"**{measured}**" if cell["near"] is False else measured
+    return f"{figure(one['mean'], one['sem'])}{mark} → {measured}{' *' if cell['deviations'] else ''}".replace("-", "−")
+
+
 def static_vs_recurrent(report: Report) -> str:
     """Of scripts/answer.py: the base net's accuracy, and what each other net has more, with interval and effect."""
     base, nets = report["base"], list(dict.fromkeys(row["net"] for row in _contrasts(report)))
@@ -110,4 +139,8 @@ TABLES: dict[str, Callable[[Report], str]] = {
     "bench_forgetting": bench_forgetting,
     "bench_fixed_point": bench_fixed_point,
     "static_vs_recurrent": static_vs_recurrent,
+    "vandeven2022-split_mnist": published,
+    "der2020-permuted": published,
+    "gem2017-permutations": published,
+    "gem2017-rotations": published,
 }

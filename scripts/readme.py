@@ -22,7 +22,7 @@ from bptoolkit import runs
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "experiments" / "results"
 OPENS, ENDS = "<!-- results:", "<!-- end of results -->"
-SECTION = rf"({OPENS} (\w+) -->\n).*?({ENDS})"
+SECTION = rf"({OPENS} ([\w-]+) -->\n).*?({ENDS})"
 RECORDED = ("command", "started", "python", "machine", "devices", "source")
 
 

@@ -1,7 +1,7 @@
 """A published table beside what was measured: difference, and how many combined standard errors that is.
 
     SEM = √(σ²/(n − 1)),  σ² the population variance (as van de Ven et al. state it; it is s/√n)
-    z   = (measured − published) / √(SEM_m² + SEM_p²)
+    z   = (measured − published) / √(SEM_m² + SEM_p²), with SEM_p = 0 where none was published
 
 A figure carries where it was read: "src" the authors' code, "ft" the paper's text, "3p" an independent transcription,
 "fig" read off a figure (± 0.5), "rec" from general knowledge, unverified.  "fig" and "rec" are targets to look at.
@@ -89,9 +89,9 @@ def compared(
     if published is None:
         return Cell(None, mean, own, values.size, math.nan, math.nan, None, deviations, tuple(values.tolist()))
     difference = mean - published.mean
-    both = math.nan if published.sem is None else math.hypot(own, published.sem)
+    both = math.hypot(own, published.sem or 0.0)
     z = difference / both if both > 0 else math.nan
-    near = None if math.isnan(own) or math.isnan(difference) else abs(difference) <= max(NEAR * unit, _double(both))
+    near = None if math.isnan(own) or math.isnan(difference) else abs(difference) <= max(NEAR * unit, 2 * both)
     return Cell(published, mean, own, values.size, difference, z, near, deviations, tuple(values.tolist()))
 
 
@@ -106,7 +106,7 @@ def text_table(table: Table, cells: Mapping[tuple[str, str], Cell]) -> str:
             f"{_pm(cell.measured, cell.sem, digits):>16} {cell.n:>3} "
             f"{_number(cell.difference, f'+.{digits}f'):>7} {_number(cell.z, '+.1f'):>6} {_verdict(cell)}".rstrip()
         )
-    lines += ["", *(f"- {note}" for note in (*table.notes, *_marks(cells), *_deviations(cells)))]
+    lines += ["", *(f"- {note}" for note in (*table.notes, *_marks(cells), *_bare(cells), *_deviations(cells)))]
     return "\n".join(lines)
 
 
@@ -136,10 +136,6 @@ def as_data(table: Table, cells: Mapping[tuple[str, str], Cell], made: Mapping[s
     }
 
 
-def _double(both: float) -> float:
-    return 0.0 if math.isnan(both) else 2 * both
-
-
 def _verdict(cell: Cell) -> str:
     words = {None: "", True: "near", False: "APART"}[cell.near]
     return f"{words}{' *' if cell.deviations else ''}"
@@ -164,6 +160,11 @@ def _number(value: float, form: str) -> str:
 def _marks(cells: Mapping[tuple[str, str], Cell]) -> list[str]:
     doubtful = any(cell.published and cell.published.mark in UNVERIFIED for cell in cells.values())
     return ["[rec] and [fig] are unverified figures: look at them, do not rely on them."] if doubtful else []
+
+
+def _bare(cells: Mapping[tuple[str, str], Cell]) -> list[str]:
+    bare = any(cell.published and cell.published.sem is None for cell in cells.values())
+    return ["Where no standard error was published, SEMs are those of the measurement alone."] if bare else []
 
 
 def _deviations(cells: Mapping[tuple[str, str], Cell]) -> list[str]:

@@ -40,6 +40,14 @@ def test_near_is_two_combined_errors_or_one_and_a_half_points(measured, near):
     assert compared(Figure(88.79, 0.20, "3p"), values).near is near
 
 
+def test_a_figure_without_a_standard_error_is_judged_by_the_measured_one():
+    values = 40.0 + np.array([-2.0, 2.0])  # SEM 2
+    cell = compared(Figure(43.5, None, "rec"), values)
+    assert cell.z == pytest.approx(-3.5 / 2)
+    assert cell.near is True
+    assert compared(Figure(44.5, None, "rec"), values).near is False
+
+
 def test_one_seed_has_no_error_and_no_verdict():
     one = compared(Figure(88.79, 0.20, "3p"), np.array([88.0]))
     assert one.difference == pytest.approx(-0.79)
