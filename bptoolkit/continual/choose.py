@@ -72,9 +72,10 @@ def choose(
 
 def how_chosen(tasks: int, every: int, seeds: int) -> str:
     """The sentence that a record gives on a choice."""
+    first = "the first task" if tasks == 1 else f"the first {tasks} tasks"
     return (
-        f"the highest mean over {seeds} seeds on validation rows, one in {every} of the training rows of the first "
-        f"{tasks} tasks; no test row was looked at"
+        f"the highest mean over {seeds} seeds on validation rows, one in {every} of the training rows of {first}; "
+        "no test row was looked at"
     )
 
 
