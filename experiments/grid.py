@@ -34,7 +34,7 @@ class Grid:
     classes_per_task: Count = 2
     hidden: tuple[Count, ...] = (100,)  # layers of the static net
     units: Count = 57  # of the recurrent net; the default has as many weights as the static one
-    accurate_units: Count = 57  # of the accurate net
+    accurate_units: Count | None = None  # of the accurate net; as many as of the recurrent one if left out
     activation: Literal["sigmoid", "tanh", "relu"] = "sigmoid"  # of the recurrent net
     steps: Count = 200  # updates per task
     batch: Count = 32  # rows per update
@@ -74,7 +74,7 @@ def _model(config: Grid, net: Net, inputs: int, outputs: int, hyper) -> Model:
         return models.mlp(inputs, *config.hidden, outputs)
     stop = fp.Stop(rtol=hyper["tolerance"], max_steps=hyper["settle_steps"])
     adjoint = fp.one_step() if net == "one-step" else fp.almeida_pineda(stop=stop)
-    units = config.accurate_units if net == "accurate" else config.units
+    units = config.accurate_units or config.units if net == "accurate" else config.units
     g = getattr(models.activations, config.activation)
     return models.equilibrium(
         models.rate_cell(inputs, units, outputs, activation=g), fp.implicit(fp.picard(), adjoint, stop)
