@@ -132,15 +132,18 @@ def one_step() -> Biased:
 def dense() -> Adjoint:
     """Form Jᵀ and solve (I − Jᵀ) λ = g by elimination.  Exact; n products and O(n³) for n state values.
 
-    For small states.  Up to 8 values it is Gauss and Jordan's, whose steps a batch shares; beyond, LAPACK's LU.
+    For small states; half precision is solved in float32.  Up to 8 values it is Gauss and Jordan's, whose steps a batch
+    shares; beyond, LAPACK's LU.
     """
 
     def adjoint(matvec: Matvec, g: State, *, start: State | None = None, factors: Memory = None) -> Solution:
         del start, factors
         flat, unravel = ravel_pytree(g)
-        rows = jax.vmap(lambda e: ravel_pytree(matvec(unravel(e)))[0])(jnp.eye(flat.size, dtype=flat.dtype))
+        wide = flat.dtype if jnp.finfo(flat.dtype).bits >= 32 else jnp.dtype(jnp.float32)
+        unit = jnp.eye(flat.size, dtype=flat.dtype)
+        rows = jax.vmap(lambda e: ravel_pytree(matvec(unravel(e)))[0])(unit)
         solved = eliminated if flat.size <= SMALL else jnp.linalg.solve
-        value = unravel(solved(jnp.eye(flat.size, dtype=flat.dtype) - rows.T, flat))
+        value = unravel(solved(unit.astype(wide) - rows.T.astype(wide), flat.astype(wide)).astype(flat.dtype))
         return certified(lambda v: trees.add(matvec(v), g), value)
 
     return adjoint

@@ -1,57 +1,45 @@
 """Every solver and every exact adjoint under every transformation of JAX: one gradient, that of a dense solve.
 
-Pairwise: each solver meets each transformation, each adjoint too, with the third taken in turn.
+Pairwise: each solver meets each adjoint, and both meet each transformation.
 """
 
+import itertools
 from collections.abc import Callable
 
 import chex
 import jax
-import jax.export
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import lax
 from jax.sharding import Mesh, PartitionSpec
 
-from bptoolkit.fixed_point import (
-    Status,
-    Stop,
-    adjoints,
-    almeida_pineda,
-    bicgstab,
-    cg_normal,
-    chebyshev,
-    dense,
-    exact,
-    gmres,
-    implicit,
-    krylov,
-    newton,
-    quasi_newton,
-    solvers,
-)
+from bptoolkit.fixed_point import Status, Stop, adjoints, implicit, quasi_newton
+from tests.fixed_point import methods
+from tests.fixed_point.methods import SOLVERS, paired
 
+UNITS = 9  # one more than are eliminated, so that "exact" and "dense" go the way of larger states
 TIGHT = Stop(rtol=1e-12)
-SOLVERS = {**solvers.EXAMPLES, **quasi_newton.EXAMPLES, **newton.EXAMPLES, "chebyshev": chebyshev(), "default": None}
-ADJOINTS = {
-    **{f"almeida_pineda({name})": almeida_pineda(s, TIGHT) for name, s in SOLVERS.items() if name != "newton_krylov"},
-    "bicgstab": bicgstab(TIGHT),
-    "cg_normal": cg_normal(TIGHT),
-    "dense": dense(),
-    "exact": exact(TIGHT),
-    "gmres": gmres(stop=TIGHT),
-}
+NARROW = Stop(rtol=1e-6)  # what float32 can honour on this map
+ADJOINTS, IN_FLOAT32 = methods.adjoints(TIGHT), methods.adjoints(NARROW)
 BIASED = {**{n: a for n, a in adjoints.EXAMPLES.items() if n not in adjoints.EXACT}, **quasi_newton.ADJOINTS}
-WEIGHTS = jnp.arange(1.0, 9.0)
+WEIGHTS = jnp.arange(1.0, UNITS + 1)
 F = lambda a, z: jnp.tanh(a[0] @ z + a[1])
 
 
 def given(dtype=float):
     """Symmetric weights, for methods that need real spectra, and three rows of currents."""
     w_key, b_key = jax.random.split(jax.random.key(7))
-    w = jax.random.normal(w_key, (8, 8)) * 0.3
-    return ((w + w.T) / 2).astype(dtype), jax.random.normal(b_key, (3, 8)).astype(dtype)
+    w = jax.random.normal(w_key, (UNITS, UNITS)) * 0.3
+    return ((w + w.T) / 2).astype(dtype), jax.random.normal(b_key, (3, UNITS)).astype(dtype)
+
+
+def settled(w, row):
+    """500 plain steps, in numpy."""
+    z = np.zeros(UNITS)
+    for _ in range(500):
+        z = np.tanh(w @ z + row)
+    return z
 
 
 def expected(w, b):
@@ -59,16 +47,14 @@ def expected(w, b):
     w, b, weights = np.asarray(w, float), np.asarray(b, float), np.asarray(WEIGHTS, float)
     total = np.zeros_like(w)
     for row in b:
-        z = np.zeros(8)
-        for _ in range(500):
-            z = np.tanh(w @ z + row)
+        z = settled(w, row)
         slope = 1 - z**2
-        total += np.outer(slope * np.linalg.solve((np.eye(8) - slope[:, None] * w).T, 2 * weights * z), z)
+        total += np.outer(slope * np.linalg.solve((np.eye(UNITS) - slope[:, None] * w).T, 2 * weights * z), z)
     return total
 
 
 def loss(relax, w, b):
-    return jnp.sum(WEIGHTS.astype(w.dtype) * relax(F, (w, b), jnp.zeros(8, w.dtype)).value ** 2)
+    return jnp.sum(WEIGHTS.astype(w.dtype) * relax(F, (w, b), jnp.zeros(UNITS, w.dtype)).value ** 2)
 
 
 def summed(relax, w, b):
@@ -76,7 +62,8 @@ def summed(relax, w, b):
 
 
 def by_jit(relax, w, b):
-    return jax.jit(jax.grad(lambda w: loss(relax, w, b[0]) + loss(relax, w, b[1]) + loss(relax, w, b[2])))(w)
+    one = jax.jit(jax.grad(lambda w, row: loss(relax, w, row)))
+    return sum(one(w, row) for row in b)
 
 
 def by_grad_of_vmap(relax, w, b):
@@ -87,9 +74,10 @@ def by_vmap_of_grad(relax, w, b):
     return jnp.sum(jax.jit(jax.vmap(jax.grad(lambda w, row: loss(relax, w, row)), (None, 0)))(w, b), axis=0)
 
 
-def by_vmap_of_weights_too(relax, w, b):
-    many = jnp.broadcast_to(w, (3, 8, 8))
-    return jnp.sum(jax.jit(jax.vmap(jax.grad(lambda w, row: loss(relax, w, row))))(many, b), axis=0)
+def by_nested_vmap(relax, w, b):
+    """Each row with each of two equal sets of weights."""
+    rows = jax.vmap(jax.grad(lambda w, row: loss(relax, w, row)), (None, 0))
+    return jnp.sum(jax.jit(jax.vmap(rows, (0, None)))(jnp.stack([w, w]), b), axis=(0, 1)) / 2
 
 
 def by_scan(relax, w, b):
@@ -103,7 +91,7 @@ def by_remat(relax, w, b):
 
 def by_capture(relax, w, b):
     """f closes over the weights that are differentiated."""
-    one = lambda w, row: relax(lambda a, z: F((w, a), z), row, jnp.zeros(8, w.dtype)).value
+    one = lambda w, row: relax(lambda a, z: F((w, a), z), row, jnp.zeros(UNITS, w.dtype)).value
     value = lambda w: jnp.sum(WEIGHTS.astype(w.dtype) * jax.vmap(lambda row: one(w, row))(b) ** 2)
     return jax.jit(jax.grad(value))(w)
 
@@ -116,7 +104,7 @@ def by_tree(relax, w, b):
         return {"low": new[:3], "high": new[3:]}
 
     def value(w, row):
-        z = relax(halves, (w, row), {"low": jnp.zeros(3, w.dtype), "high": jnp.zeros(5, w.dtype)}).value
+        z = relax(halves, (w, row), {"low": jnp.zeros(3, w.dtype), "high": jnp.zeros(UNITS - 3, w.dtype)}).value
         return jnp.sum(WEIGHTS.astype(w.dtype) * jnp.concatenate([z["low"], z["high"]]) ** 2)
 
     return jax.jit(jax.grad(lambda w: jnp.sum(jax.vmap(lambda row: value(w, row))(b))))(w)
@@ -139,40 +127,61 @@ TRANSFORMED: dict[str, Callable] = {
 }
 
 
-def pairs():
-    """(solver, adjoint, transformation): all pairs of a solver or adjoint with a transformation."""
-    s, a = list(SOLVERS), list(ADJOINTS)
-    for j, transformed in enumerate(TRANSFORMED):
-        yield from ((name, a[(i + j) % len(a)], transformed) for i, name in enumerate(s))
-        yield from ((s[(i + j) % len(s)], name, transformed) for i, name in enumerate(a))
+CASES = [(*pair, by) for shift, by in enumerate(TRANSFORMED) for pair in paired(SOLVERS, ADJOINTS, shift)]
 
 
-@pytest.mark.parametrize(("solver", "adjoint", "transformed"), sorted(set(pairs())))
+def test_every_two_meet():
+    meet = lambda i, j, left, right: {(case[i], case[j]) for case in CASES} == set(itertools.product(left, right))
+    assert meet(0, 1, SOLVERS, ADJOINTS)
+    assert meet(0, 2, SOLVERS, TRANSFORMED)
+    assert meet(1, 2, ADJOINTS, TRANSFORMED)
+
+
+@pytest.mark.parametrize(("solver", "adjoint", "transformed"), CASES)
 def test_one_gradient(solver, adjoint, transformed):
     w, b = given()
     gradient = TRANSFORMED[transformed](implicit(SOLVERS[solver], ADJOINTS[adjoint], TIGHT), w, b)
-    chex.assert_trees_all_close(gradient, expected(w, b), atol=1e-9)
+    chex.assert_trees_all_close(gradient, expected(w, b), atol=1e-10)
 
 
-@pytest.mark.parametrize("solver", SOLVERS)
-def test_float32_comes_within_its_default_tolerance(solver):
+@pytest.mark.parametrize(("solver", "adjoint"), paired(SOLVERS, ADJOINTS))
+def test_one_gradient_in_float32(solver, adjoint):
     w, b = given(jnp.float32)
-    gradient = by_grad_of_vmap(implicit(SOLVERS[solver]), w, b)
+    gradient = by_grad_of_vmap(implicit(SOLVERS[solver], IN_FLOAT32[adjoint], NARROW), w, b)
     assert gradient.dtype == jnp.float32
     right = expected(w, b)
-    assert np.linalg.norm(np.asarray(gradient) - right) <= 1e-3 * np.linalg.norm(right)
+    assert near(gradient, right, 1e-5)
+
+
+@pytest.mark.parametrize(("solver", "adjoint"), paired(SOLVERS, methods.adjoints(Stop()), 1))
+def test_one_value_and_gradient_in_bfloat16(solver, adjoint):
+    """ρ is 0.3, so that little amplifies what bfloat16 may leave: 5e-2 of λ, and of z, which enters twice."""
+    w, b = given(jnp.bfloat16)
+    w = w * jnp.bfloat16(0.4)
+    relax = implicit(SOLVERS[solver], methods.adjoints(Stop())[adjoint])
+
+    def narrow(w, row):
+        solution = relax(F, (w, row), jnp.zeros(UNITS, w.dtype))
+        return jnp.sum(WEIGHTS.astype(w.dtype) * solution.value**2), solution
+
+    gradient, low = jax.jit(jax.grad(narrow, has_aux=True))(w, b[0])
+    assert (low.value.dtype, low.residual.dtype, gradient.dtype) == (jnp.bfloat16, jnp.float32, jnp.bfloat16)
+    assert low.status == Status.CONVERGED
+    assert near(gradient, expected(w, b[:1]), 0.15)
+
+
+def near(found, right, share):
+    return np.linalg.norm(np.asarray(found, float) - right) <= share * np.linalg.norm(right)
 
 
 @pytest.mark.parametrize("solver", [name for name in SOLVERS if name != "default"])
-@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
-def test_half_precision_states_settle_with_single_precision_residuals(solver, dtype):
+def test_float16_states_settle_with_single_precision_residuals(solver):
     w, b = given()
-    low = implicit(SOLVERS[solver])(F, (w.astype(dtype), b[0].astype(dtype)), jnp.zeros(8, dtype))
-    right = implicit(stop=TIGHT)(F, (w, b[0]), jnp.zeros(8)).value
-    assert low.value.dtype == dtype
-    assert low.residual.dtype == jnp.float32
+    args = w.astype(jnp.float16), b[0].astype(jnp.float16)
+    low = jax.jit(lambda args: implicit(SOLVERS[solver])(F, args, jnp.zeros(UNITS, jnp.float16)))(args)
+    assert (low.value.dtype, low.residual.dtype) == (jnp.float16, jnp.float32)
     assert low.status == Status.CONVERGED
-    assert jnp.linalg.norm(low.value.astype(float) - right) < 0.1 * jnp.linalg.norm(right)
+    assert near(low.value, settled(np.asarray(w), np.asarray(b[0])), 0.1)
 
 
 @pytest.mark.parametrize("name", BIASED)
@@ -188,12 +197,3 @@ def test_a_biased_adjoint_says_so_by_its_type_and_is_biased(name):
 @pytest.mark.parametrize("name", ADJOINTS)
 def test_an_exact_adjoint_does_not_call_itself_biased(name):
     assert not isinstance(ADJOINTS[name], adjoints.Biased)
-
-
-@pytest.mark.parametrize("name", [*SOLVERS, *krylov.EXAMPLES])
-def test_it_lowers_for_gpu_and_tpu(name):
-    """Value and gradient of a batch, by jax.export, without such a device."""
-    solver, adjoint = SOLVERS.get(name), krylov.EXAMPLES.get(name)
-    program = jax.jit(jax.grad(lambda w, b: summed(implicit(solver, adjoint), w, b)))
-    exported = jax.export.export(program, platforms=["cpu", "cuda", "tpu"])(*given(jnp.float32))
-    assert exported.platforms == ("cpu", "cuda", "tpu")

@@ -1,12 +1,9 @@
 """Gradients at a fixed point: adjoints against a dense solve, backpropagation through time, and central differences."""
 
-import itertools
-
 import chex
 import jax
 import jax.numpy as jnp
 import pytest
-from jax.test_util import check_grads
 
 from bptoolkit.fixed_point import (
     Status,
@@ -51,8 +48,9 @@ def assert_exact(gradient, args, f):
     chex.assert_trees_all_close(gradient, jax.jit(jax.grad(loss_of(unrolled(300), f)))(args), atol=1e-10)
 
 
-@pytest.mark.parametrize(("forward", "backward"), list(itertools.product(solvers.EXAMPLES, EXACT)))
-def test_every_exact_route_gives_one_gradient(forward, backward, network):
+@pytest.mark.parametrize(("forward", "backward"), [*zip(solvers.EXAMPLES, EXACT, strict=False), ("picard", "dense")])
+def test_an_exact_route_gives_one_gradient(forward, backward, network):
+    """On weights that are not symmetric; `test_conformance.py` has every route."""
     args, f = network
     relax = implicit(solvers.EXAMPLES[forward], EXACT[backward], TIGHT)
     assert_exact(jax.jit(jax.grad(loss_of(relax, f)))(args), args, f)
@@ -86,24 +84,11 @@ def test_central_differences_agree(network):
     chex.assert_trees_all_close(gradient, differences, atol=1e-8)
 
 
-def test_derivatives_of_second_order_forward_and_backward(network):
+def test_second_derivatives_are_those_through_the_steps(network):
     args, f = network
     exact = implicit(picard(), almeida_pineda(stop=TIGHT), TIGHT)
-    check_grads(loss_of(exact, f), (args,), order=2, modes=("fwd", "rev"), atol=1e-5, rtol=1e-5)
     hessian = lambda relax: jax.jit(jax.hessian(lambda b: loss_of(relax, f)((args[0], b))))(args[1])
     chex.assert_trees_all_close(hessian(exact), hessian(unrolled(300)), atol=1e-9)
-
-
-def test_forward_and_reverse_mode_are_transposes(network):
-    """⟨Jv, u⟩ = ⟨v, Jᵀu⟩ to 1e-12."""
-    args, f = network
-    settle = lambda a: implicit(picard(), almeida_pineda(stop=TIGHT), TIGHT)(f, a, jnp.zeros(8)).value
-    v = jax.tree.map(lambda x: jnp.cos(3 * x), args)
-    u = jnp.linspace(-1.0, 1.0, 8)
-    pushed = jax.jvp(settle, (args,), (v,))[1]
-    pulled = jax.vjp(settle, args)[1](u)[0]
-    inner = sum(jnp.vdot(a, b) for a, b in zip(jax.tree.leaves(v), jax.tree.leaves(pulled), strict=True))
-    chex.assert_trees_all_close(jnp.vdot(pushed, u), inner, atol=1e-11)
 
 
 def test_backprop_through_time_tends_to_it_at_the_rate_of_the_map():
