@@ -72,3 +72,25 @@ def test_a_span_that_needs_too_many_steps_is_told():
     pytest.importorskip("diffrax")
     solver = integrated(max_steps=2, span=50.0, rtol=1e-6)
     assert solve(lambda z: -9.0 * z + 1, jnp.zeros(2), solver).status == Status.NONFINITE
+
+
+def test_complex_states_settle_and_are_differentiated():
+    """z = a z + c z̄ + b beside a real leaf, by the equation and its conjugate; plain iteration diverges."""
+    pytest.importorskip("diffrax")
+    a, c = -3 + 2j, 0.5 - 0.25j
+    f = lambda b, z: {"z": a * z["z"] + c * z["z"].conj() + b, "r": -2 * z["r"] + jnp.abs(z["z"])}
+    start = {"z": jnp.zeros(2, complex), "r": jnp.zeros(2)}
+    relax = implicit(integrated(), almeida_pineda(integrated(), TIGHT), TIGHT)
+    b = jnp.array([1 - 2j, 0.5j])
+
+    def loss(b):
+        solution = relax(f, b, start)
+        return jnp.sum(solution.value["r"] + solution.value["z"].imag), solution
+
+    gradient, solution = jax.jit(jax.grad(loss, has_aux=True))(b)
+    settled = lambda b: ((1 - a.conjugate()) * b + c * b.conj()) / (abs(1 - a) ** 2 - abs(c) ** 2)
+    assert solution.status == Status.CONVERGED
+    chex.assert_trees_all_close(solution.value, {"z": settled(b), "r": jnp.abs(settled(b)) / 3}, rtol=1e-8)
+    expected = jax.grad(lambda b: jnp.sum(jnp.abs(settled(b)) / 3 + settled(b).imag))(b)
+    chex.assert_trees_all_close(gradient, expected, rtol=1e-7)
+    assert solve(lambda z: f(b, z), start, picard()).status == Status.DIVERGED
