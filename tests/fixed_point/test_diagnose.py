@@ -252,6 +252,17 @@ def test_differences_resolve_a_float32_gradient_too(network):
     assert check.difference < 5e-3
 
 
+def test_the_defaults_settle_a_scalar_that_plain_iteration_does_not_in_float32():
+    """z = tanh(−3z + 1), f' = −2.8: Anderson ends at rounding level, where errors estimated from its steps jump."""
+    args = jnp.array([-3.0, 1.0], jnp.float32)
+    square = lambda args, z: jnp.square(z)
+    check = jax.jit(lambda args: gradient_check(lambda a, z: jnp.tanh(a[0] * z + a[1]), args, args[0] * 0, square))(
+        args
+    )
+    assert check.settled
+    assert check.difference < 1e-3
+
+
 @pytest.mark.parametrize("platform", ["cuda", "tpu"])
 def test_a_diagnosis_lowers_for_every_device(platform):
     shapes = (jax.ShapeDtypeStruct((N, N), jnp.float32), jax.ShapeDtypeStruct((N,), jnp.float32))
