@@ -10,7 +10,7 @@ from bptoolkit.continual.cost import memory_bytes
 from bptoolkit.continual.diagnose import Diagnosis, diagnose
 from bptoolkit.continual.distil import lwf
 from bptoolkit.continual.distilled_replay import der, der_plus_plus
-from bptoolkit.continual.experiment import Cost, Experiment, Result
+from bptoolkit.continual.experiment import Cost, Experiment, Hyper, Result
 from bptoolkit.continual.fisher import fisher
 from bptoolkit.continual.functional import fromp
 from bptoolkit.continual.gdumb import gdumb
@@ -20,6 +20,7 @@ from bptoolkit.continual.generative_replay import generative_replay
 from bptoolkit.continual.hat import hat
 from bptoolkit.continual.icarl import icarl
 from bptoolkit.continual.isolate import packnet, xdg
+from bptoolkit.continual.lanes import Grid
 from bptoolkit.continual.layout import Layout, choose_layout
 from bptoolkit.continual.metrics import (
     average_accuracy,
@@ -32,6 +33,7 @@ from bptoolkit.continual.metrics import (
     stability_gap,
     worst_case_accuracy,
 )
+from bptoolkit.continual.nesting import around
 from bptoolkit.continual.project import ogd
 from bptoolkit.continual.regularise import ewc, l2_anchor, mas, online_ewc, si
 from bptoolkit.continual.rehearse import replay, reservoir_replay
@@ -39,7 +41,7 @@ from bptoolkit.continual.renewal import continual_backprop, l2_init, redo, shrin
 from bptoolkit.continual.run import Moment, RunState, run, run_grid
 from bptoolkit.continual.rwalk import rwalk
 from bptoolkit.continual.statistics import Comparison, compare, holm, permutation_test
-from bptoolkit.continual.streams import Stream, label_shuffled, permuted, rotated, split
+from bptoolkit.continual.streams import Indices, Stream, View, label_shuffled, permuted, rotated, split
 
 __all__ = [
     "Choice",
@@ -48,13 +50,18 @@ __all__ = [
     "Cost",
     "Diagnosis",
     "Experiment",
+    "Grid",
+    "Hyper",
+    "Indices",
     "Layout",
     "Moment",
     "Plasticity",
     "Result",
     "RunState",
     "Stream",
+    "View",
     "agem",
+    "around",
     "average_accuracy",
     "backward_transfer",
     "blurry",

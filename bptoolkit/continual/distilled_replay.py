@@ -28,7 +28,7 @@ from bptoolkit.continual.buffers import (
     weigh,
 )
 from bptoolkit.continual.nesting import around
-from bptoolkit.learning.learner import Learner, StreamSpec
+from bptoolkit.learning.learner import Learner, Strategy, StreamSpec
 from bptoolkit.types import Batch, Info, Key, Memory, Params, PyTree
 
 __all__ = ["der", "der_plus_plus"]
@@ -45,7 +45,7 @@ class Dark(NamedTuple):
     beta: Float[Array, ""]
 
 
-def der(capacity: int, alpha: Strength, rows: int | None = None):
+def der(capacity: int, alpha: Strength, rows: int | None = None) -> Strategy:
     """Dark experience replay, by a reservoir of all rows that came by; no task boundary is used.
 
     Args:
@@ -59,7 +59,7 @@ def der(capacity: int, alpha: Strength, rows: int | None = None):
     return _dark(capacity, alpha, None, rows)
 
 
-def der_plus_plus(capacity: int, alpha: Strength, beta: Strength, rows: int | None = None):
+def der_plus_plus(capacity: int, alpha: Strength, beta: Strength, rows: int | None = None) -> Strategy:
     """DER, and β times the loss on as many further stored rows with their labels.
 
     Args:
@@ -72,7 +72,7 @@ def der_plus_plus(capacity: int, alpha: Strength, beta: Strength, rows: int | No
     return _dark(capacity, alpha, beta, rows)
 
 
-def _dark(capacity: int, alpha: Strength, beta: Strength | None, rows: int | None):
+def _dark(capacity: int, alpha: Strength, beta: Strength | None, rows: int | None) -> Strategy:
     check_positive(capacity=capacity, rows=rows)
     for name, value in (("alpha", alpha), ("beta", beta)):
         if isinstance(value, int | float) and not value >= 0:

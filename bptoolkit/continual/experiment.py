@@ -13,9 +13,10 @@ from bptoolkit.learning.fit import Curves, check_budget
 from bptoolkit.learning.learner import Learner, check_outputs
 from bptoolkit.types import Params
 
-__all__ = ["Cost", "Experiment", "Result"]
+__all__ = ["Cost", "Experiment", "Hyper", "Result"]
 
 Hyper: TypeAlias = Mapping[str, Any]
+"""The numbers that an experiment's learner and optimiser are made from, by name; traced while a run goes on."""
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from bptoolkit import trees
 from bptoolkit.continual.buffers import Buffer, check_positive, draw, keep, new_buffer, of_each_class
 from bptoolkit.continual.nesting import around
 from bptoolkit.learning.fit import Progress, train
-from bptoolkit.learning.learner import Learner, StreamSpec, Task
+from bptoolkit.learning.learner import Learner, Strategy, StreamSpec, Task
 from bptoolkit.types import Batch, Info, Key, Memory, Params, PyTree
 
 __all__ = ["gdumb"]
@@ -28,7 +28,9 @@ class Sample(NamedTuple):
     kept: Buffer
 
 
-def gdumb(per_class: int, *, steps: int, batch: int = 32, optimizer: optax.GradientTransformation | None = None):
+def gdumb(
+    per_class: int, *, steps: int, batch: int = 32, optimizer: optax.GradientTransformation | None = None
+) -> Strategy:
     """At the end of each task train a new net, from new first weights, on `per_class` random rows of each class so far.
 
     The experiment's own steps change no weight; the loss that is reported is that of the net as it is, on rows that it

@@ -17,7 +17,7 @@ from bptoolkit.continual.buffers import Buffer, check_positive, check_room, new_
 from bptoolkit.continual.nesting import around
 from bptoolkit.continual.nonnegative import minimise_above
 from bptoolkit.continual.rehearse import remembering, stored_rows
-from bptoolkit.learning.learner import Learner, StreamSpec, Task
+from bptoolkit.learning.learner import Learner, Strategy, StreamSpec, Task
 from bptoolkit.types import Batch, Info, Key, Memory, Params, PyTree
 
 __all__ = ["agem", "gem", "project", "project_all"]
@@ -25,7 +25,7 @@ __all__ = ["agem", "gem", "project", "project_all"]
 
 def agem(
     per_class: int, rows: int | None = None, *, epsilon: float = 1e-7, epochs: bool = False, per_task: bool = False
-):
+) -> Strategy:
     """Averaged GEM: follow the current rows, but never uphill on the stored ones.
 
     The reference gradient is that of the learner inside, on stored rows alone: where that is EWC, its penalty counts.
@@ -75,7 +75,7 @@ class Episodes(NamedTuple):
     margin: Float[Array, ""]
 
 
-def gem(per_task: int, *, margin: Float[Array, ""] | float = 0.5, ridge: float = 1e-3):
+def gem(per_task: int, *, margin: Float[Array, ""] | float = 0.5, ridge: float = 1e-3) -> Strategy:
     """GEM: the step may not go uphill on the stored rows of any task behind.
 
     Where it would, g̃ = g + Gᵀv, and v ≥ margin minimises ½ vᵀ(GGᵀ + ridge · I)v + (Gg)ᵀv, G with the gradient of each

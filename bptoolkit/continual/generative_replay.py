@@ -17,7 +17,7 @@ from jaxtyping import Array, Bool, Float, Int
 from bptoolkit.continual.buffers import check_positive, concatenate, weigh
 from bptoolkit.continual.nesting import around
 from bptoolkit.continual.vae import Likelihood, Vae, vae
-from bptoolkit.learning.learner import Learner, StreamSpec, Task
+from bptoolkit.learning.learner import Learner, Strategy, StreamSpec, Task
 from bptoolkit.types import Batch, Info, Key, Memory, Params, PyTree
 
 __all__ = ["generative_replay"]
@@ -43,7 +43,7 @@ def generative_replay(
     optimizer: optax.GradientTransformation | None = None,
     likelihood: Likelihood = "bernoulli",
     per_task: bool = False,
-):
+) -> Strategy:
     """Replay what a variational auto-encoder generates.
 
     The labels are hard: the old net's largest output.  The generator makes one update of its own with every step.

@@ -17,7 +17,7 @@ from jaxtyping import Array, Bool, Float, Int
 from bptoolkit.continual.buffers import check_positive, counted, new_buffer
 from bptoolkit.continual.diagnose import class_means, features, nearest, unit
 from bptoolkit.continual.nesting import around
-from bptoolkit.learning.learner import Learner, StreamSpec, Task
+from bptoolkit.learning.learner import Learner, Strategy, StreamSpec, Task
 from bptoolkit.learning.losses import squared_error
 from bptoolkit.types import Batch, Info, Key, Memory, Params, PyTree
 
@@ -41,7 +41,7 @@ class Exemplars(NamedTuple):
     temperature: Float[Array, ""]
 
 
-def icarl(per_class: int, *, temperature: Float[Array, ""] | float = 2.0):
+def icarl(per_class: int, *, temperature: Float[Array, ""] | float = 2.0) -> Strategy:
     """Incremental classifier and representation learning; for streams where classes are new.
 
     Write it around a rule that follows the binary cross-entropy, `icarl(100)(backprop(model, binary_cross_entropy))`:

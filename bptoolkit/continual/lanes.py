@@ -21,6 +21,7 @@ __all__ = ["Grid", "Lanes", "make_lanes", "points", "seed_numbers"]
 SEEDS_MOST = 100_000
 
 Grid: TypeAlias = Mapping[str, Sequence[Any]]
+"""Numbers of an experiment's `hyper`, and the values of each; every combination is a point."""
 
 
 class Lanes(NamedTuple):

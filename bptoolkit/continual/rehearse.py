@@ -21,13 +21,13 @@ from bptoolkit.continual.buffers import (
     weigh,
 )
 from bptoolkit.continual.nesting import around
-from bptoolkit.learning.learner import Learner, StreamSpec, Task
+from bptoolkit.learning.learner import Learner, Strategy, StreamSpec, Task
 from bptoolkit.types import Batch, Info, Key, Memory, Params, PyTree
 
 __all__ = ["replay", "reservoir_replay"]
 
 
-def replay(per_class: int, rows: int | None = None, *, epochs: bool = False, per_task: bool = False):
+def replay(per_class: int, rows: int | None = None, *, epochs: bool = False, per_task: bool = False) -> Strategy:
     """Experience replay: after each task keep `per_class` random rows of each of its classes, and mix them in.
 
     With k − 1 tasks behind, the loss is 1/k of the current batch and 1 − 1/k of the replayed rows, all mixed into one
@@ -70,7 +70,7 @@ class Streamed(NamedTuple):
     kept: Reservoir
 
 
-def reservoir_replay(capacity: int, rows: int | None = None):
+def reservoir_replay(capacity: int, rows: int | None = None) -> Strategy:
     """Experience replay without tasks: a reservoir of all rows that came by, some of which are added to each batch.
 
     The loss is the plain mean over current and replayed rows.  No task boundary is used.

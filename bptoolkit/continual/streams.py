@@ -19,7 +19,7 @@ from bptoolkit.checks import check
 from bptoolkit.learning.learner import Scenario, StreamSpec
 from bptoolkit.types import Batch, Dataset, Key, Rows
 
-__all__ = ["Indices", "Scenario", "Stream", "label_shuffled", "permuted", "rotated", "split"]
+__all__ = ["Indices", "Scenario", "Stream", "View", "label_shuffled", "permuted", "rotated", "split"]
 
 
 class View(NamedTuple):

@@ -2,8 +2,8 @@
 
 from bptoolkit.learning.attribution import Attribution, attribution
 from bptoolkit.learning.fit import Curves, Fitted, Progress, fit, train
-from bptoolkit.learning.learner import Curriculum, Learner, LearningRule, Strategy, StreamSpec, Task
-from bptoolkit.learning.losses import binary_cross_entropy, cross_entropy, squared_error
+from bptoolkit.learning.learner import Curriculum, Learner, LearningRule, Strategy, StreamSpec, Task, rows_of
+from bptoolkit.learning.losses import Loss, binary_cross_entropy, cross_entropy, mean_loss, squared_error
 from bptoolkit.learning.rules import backprop
 from bptoolkit.learning.warm import Starts, warm_backprop
 
@@ -14,6 +14,7 @@ __all__ = [
     "Fitted",
     "Learner",
     "LearningRule",
+    "Loss",
     "Progress",
     "Starts",
     "Strategy",
@@ -24,6 +25,8 @@ __all__ = [
     "binary_cross_entropy",
     "cross_entropy",
     "fit",
+    "mean_loss",
+    "rows_of",
     "squared_error",
     "train",
     "warm_backprop",

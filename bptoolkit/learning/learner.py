@@ -22,6 +22,7 @@ __all__ = [
     "StreamSpec",
     "Task",
     "bare_learner",
+    "rows_of",
 ]
 
 Scenario: TypeAlias = Literal["class", "domain", "task"]

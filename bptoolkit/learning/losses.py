@@ -26,7 +26,8 @@ __all__ = [
     "squared_error",
 ]
 
-Loss: TypeAlias = Callable[..., Float[Array, ""]]  # loss(logits, target, active, temperature)
+Loss: TypeAlias = Callable[..., Float[Array, ""]]
+"""The loss of one row: `loss(logits, target, active, temperature)`; `cross_entropy` is one."""
 Logits: TypeAlias = Float[Array, "k"]
 Active: TypeAlias = Bool[Array, "k"] | None
 

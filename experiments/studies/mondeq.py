@@ -22,8 +22,8 @@ import optax
 
 from bptoolkit import data, learning, models
 from bptoolkit import fixed_point as fp
+from bptoolkit.learning import rows_of
 from bptoolkit.learning.fit import Progress, train
-from bptoolkit.learning.learner import rows_of
 from bptoolkit.learning.losses import correct
 from bptoolkit.learning.sampling import positions
 from bptoolkit.runs.figures.look import COLOURS
