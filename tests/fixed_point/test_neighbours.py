@@ -1,5 +1,7 @@
 """Samples of a batch never touch each other, in value and gradient, whatever solver and adjoint they go by."""
 
+from functools import partial
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -7,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bptoolkit.fixed_point import Status, Stop, broyden, damped, implicit, phantom, picard, shine, solve
+from bptoolkit.fixed_point import Status, Stop, broyden, damped, implicit, phantom, picard, shine
 from tests.fixed_point import methods
 
 STOP = Stop(rtol=1e-6, max_steps=200)
@@ -54,23 +56,35 @@ def drawn(seed, rho, spread, gap):
     return lambda z: m @ z + 1, jnp.linalg.solve(jnp.eye(8) - m, jnp.ones(8))
 
 
-@jax.jit
-def settled(seed, rho, spread, gap, damping):
+@partial(jax.jit, static_argnums=0)
+def ended(solver, seed, rho, spread, gap):
+    """How it ended, and how many tolerances it is off."""
     f, right = drawn(seed, rho, spread, gap)
-    found = solve(f, jnp.zeros(8), damped(damping), Stop(rtol=1e-4, max_steps=100_000))
+    found = implicit(solver, stop=Stop(rtol=1e-4, max_steps=100_000))(lambda _, z: f(z), (), jnp.zeros(8))
     return found.status, jnp.linalg.norm(found.value - right) / (1e-4 * jnp.linalg.norm(right))
 
 
-@settings(max_examples=60, deadline=None)
-@given(
-    seed=st.integers(0, 2**31 - 1),
-    rho=st.floats(0.0, 0.999),
-    spread=st.floats(0.0, 1.0),
-    gap=st.sampled_from([1.0, 3.0]),
-    damping=st.floats(0.0, 0.9),
-)
-def test_what_is_called_converged_is_within_its_tolerance(seed, rho, spread, gap, damping):
+maps = {
+    "seed": st.integers(0, 2**31 - 1),
+    "rho": st.floats(0.0, 0.999),
+    "spread": st.floats(0.0, 1.0),
+    "gap": st.sampled_from([1.0, 3.0]),
+}
+
+
+@pytest.mark.parametrize("solver", [picard(), damped(0.5), damped(0.9)], ids=["picard", "damped 0.5", "damped 0.9"])
+@settings(max_examples=40, deadline=None)
+@given(**maps)
+def test_what_is_called_converged_is_within_its_tolerance(solver, seed, rho, spread, gap):
     """Contractions up to ρ = 0.999: none is missed, none is off by more than three tolerances."""
-    status, off = settled(seed, rho, spread, gap, damping)
+    status, off = ended(solver, seed, rho, spread, gap)
     assert status == Status.CONVERGED
     assert off <= 3
+
+
+@pytest.mark.parametrize("name", ["anderson", "broyden", "default"])
+@settings(max_examples=40, deadline=None)
+@given(**maps)
+def test_of_solvers_that_jump_none_called_converged_is_ten_tolerances_off(name, seed, rho, spread, gap):
+    status, off = ended(methods.SOLVERS[name], seed, rho, spread, gap)
+    assert status != Status.CONVERGED or off <= 10

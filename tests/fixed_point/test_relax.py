@@ -126,6 +126,15 @@ def test_a_singular_system_is_reported(name):
     assert Status(int(solution.status)) == Status.SINGULAR
 
 
+@pytest.mark.parametrize(
+    ("slope", "status"),
+    [(jnp.nan, Status.NONFINITE), (1.5, Status.DIVERGED), (0.9999, Status.MAX_STEPS), (-1.0, Status.CYCLE)],
+)
+def test_each_way_to_fail_backward_has_its_status(slope, status):
+    solution = almeida_pineda(stop=Stop(max_steps=200))(lambda v: slope * v, jnp.arange(3.0))
+    assert Status(int(solution.status)) == status
+
+
 @pytest.mark.parametrize("name", adjoints.EXAMPLES)
 def test_a_zero_cotangent_gives_zero(name):
     solution = adjoints.EXAMPLES[name](lambda v: 0.5 * v, jnp.zeros(3))
@@ -191,11 +200,10 @@ def test_batches_by_vmap_on_either_side_of_grad(order, network):
     (w, _), f = network
     drives = jax.random.normal(jax.random.key(1), (5, 8))
     one = lambda b: loss_of(implicit(stop=TIGHT), f)((w, b))
-    expected = jnp.stack([jax.grad(one)(b) for b in drives])
-    if order == "vmap_of_grad":
-        batched = jax.vmap(jax.grad(one))(drives)
-    else:
-        batched = jax.grad(lambda bs: jax.vmap(one)(bs).sum())(drives)
+    alone = jax.jit(jax.grad(one))
+    expected = jnp.stack([alone(b) for b in drives])
+    both = {"vmap_of_grad": jax.vmap(jax.grad(one)), "grad_of_vmap": jax.grad(lambda bs: jax.vmap(one)(bs).sum())}
+    batched = jax.jit(both[order])(drives)
     chex.assert_trees_all_close(batched, expected, atol=1e-10)
 
 
@@ -249,6 +257,17 @@ def test_numbers_of_the_stopping_rule_may_be_traced(network):
     loose, tight = gradient(Stop(0.1, 0.0, 50)), gradient(Stop(1e-12, 0.0, 500))
     assert len(traces) == 1
     assert jnp.abs(loose[1] - tight[1]).max() > 1e-8
+
+
+def test_memory_of_a_gradient_does_not_grow_with_the_steps_allowed(network):
+    args, f = network
+
+    def scratch(steps):
+        stop = Stop(max_steps=steps)
+        gradient = jax.grad(loss_of(implicit(picard(), almeida_pineda(stop=stop), stop), f))
+        return jax.jit(gradient).lower(args).compile().memory_analysis().temp_size_in_bytes
+
+    assert scratch(10) == scratch(100_000)
 
 
 def test_bad_input_gets_a_sentence(network):
