@@ -8,6 +8,11 @@ split_mnist   784-400-400-10, batch 128, Adam, 5 tasks, class-incremental: secon
               Without the images, random pixels of the same shapes are used.
 small         64-100-10, batch 32: microseconds per step and seed for 1, 10 and 50 seeds, by layout.
 settling      the same for 57 rate units, 10 seeds.
+strategies    seconds of EWC (exact Fisher information of all rows and labels) and replay over those of plain training.
+grid          seven strengths of EWC × five seeds in one program, over the products of 35 nets.
+growth        seconds at 1, 2 and 4 times the steps, seeds and tasks.
+torch         784-100-100-10, batch 10: microseconds an update and seed, and those of a plain PyTorch loop where PyTorch
+              is installed (pip install torch).
 imports       seconds to import bptoolkit, over those of `import jax, optax, flax`; fresh processes, in turn.
 memory        peak resident memory of the process after 20 seeds of the MNIST net, one copy of the images on a device.
 
@@ -28,6 +33,7 @@ import jax
 import numpy as np
 import optax
 import tyro
+from forgetting_costs import grid, growth, small_against_torch, strategies
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -47,6 +53,7 @@ class Options:
     repeats: int = 3  # of the MNIST net; the median is reported
     devices: int | None = None  # CPU devices; one per core if left out
     small_steps: int = 500  # per task, of the small nets, which are timed once
+    grid_steps: int = 100  # per task, of the grid of 35 nets
 
 
 def main(options: Options) -> None:
@@ -61,6 +68,10 @@ def main(options: Options) -> None:
         "split_mnist": {"data": source} | split_mnist(images, options),
         "small": small(options),
         "settling": settling(options),
+        "strategies": strategies(images, options.steps, options.repeats),
+        "grid": grid(images, options.grid_steps, products_of_one(options.grid_steps)),
+        "growth": growth(images, options.steps),
+        "torch": small_against_torch(images),
         "load_after": os.getloadavg(),
     }
     print(json.dumps(report, indent=2))
@@ -127,6 +138,12 @@ def bare_products(sizes: tuple[int, ...], batch: int, steps: int):
     run = jax.jit(lambda weights: jax.lax.scan(step, weights, length=steps)[0])
     jax.block_until_ready(run(weights))
     return lambda: jax.block_until_ready(run(weights))
+
+
+def products_of_one(steps: int):
+    """Seconds of the bare products of one net over five tasks."""
+    products = bare_products((784, 400, 400, 10), 128, 5 * steps)
+    return lambda: float(np.median([seconds(products) for _ in range(3)]))
 
 
 def small(options: Options) -> list[dict]:

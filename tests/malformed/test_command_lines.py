@@ -31,6 +31,8 @@ STRUCTURE = {
     "more units than memory": ["split_digits", "--units", "10000000"],
     "a batch beyond memory": ["split_digits", "--batch", "10000000000"],
     "more seeds than memory": ["split_digits", "--seeds", "100000", "--hidden", "100000"],
+    "a choice that is nowhere": ["split_digits", "--chosen", "nowhere"],
+    "a choice without its folder": ["split_digits", "--chosen"],
     "a net twice over": ["split_digits", "--nets", "static", "both"],
 }
 
@@ -55,7 +57,7 @@ def flags(config) -> dict[str, list[str]]:
     }
 
 
-CASES = STRUCTURE | flags(MODULE.Config) | flags(RUN.Options)
+CASES = STRUCTURE | flags(MODULE.Config) | flags(RUN.RunOptions)
 
 
 def test_there_are_a_hundred_of_them():

@@ -84,6 +84,8 @@ def command(compiled, tmp_path):
         (["split_digits", "--over", "rat", "1"], "no field 'rat'"),
         (["split_digits", "--over", "units", "few"], "--over units needs values of the type"),
         (["split_digits"], "at least one field to go over"),
+        (["split_digits", "--over", "rate", "1", "--validate", "6"], "tasks must be in 1 … 5, those of the stream"),
+        (["split_digits", "--over", "rate", "1", "--validate", "0"], "validate must be"),
     ],
 )
 def test_bad_input_gets_one_sentence_and_leaves_nothing(command, tmp_path, arguments, sentence):
