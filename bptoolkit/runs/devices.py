@@ -14,13 +14,13 @@ import numpy as np
 from jax.experimental.multihost_utils import broadcast_one_to_all, process_allgather
 
 from bptoolkit.continual.layout import SEED, Layout, fetch, mesh_of, place
-from bptoolkit.runs.lifeline import hang_by, patient
+from bptoolkit.runs.lifeline import hang_by, hold, patient
 
 __all__ = ["Group", "cache_folder", "group_of", "prepare"]
 
 PATIENCE = 300  # seconds that processes wait for each other at the start and at the end
 HEARTBEAT = 30  # seconds of silence after which a process counts as lost
-SILENCE = 0.8 * HEARTBEAT  # the same of process 0, so that JAX's runtime is not first
+SILENCE = 0.8 * HEARTBEAT  # the same where we look, so that JAX's runtime is not first
 PORTS = range(61440, 65536)  # that SLURM jobs take, by their number
 SLURM = ("SLURM_JOB_ID", "SLURM_STEP_ID", "SLURM_STEP_NODELIST", "SLURM_NTASKS", "SLURM_PROCID")
 
@@ -103,14 +103,16 @@ def prepare(config, devices: int | None = None, group: Group | None = None) -> N
     config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     config.update("jax_persistent_cache_min_entry_size_bytes", -1)
     if group is not None:
+        port = int(group.coordinator.rpartition(":")[2])
+        service = hold(port, SILENCE) if group.process == 0 else hang_by(group.coordinator, SILENCE)
         with patient(PATIENCE, group.processes, group.coordinator):
-            _join(group)
+            _join(group, service)
 
 
-def _join(group: Group) -> None:
-    """Become one of the group's processes."""
+def _join(group: Group, service: str) -> None:
+    """Become one of the group's processes, with this address for the coordination service."""
     jax.distributed.initialize(
-        group.coordinator if group.process == 0 else hang_by(group.coordinator, SILENCE),
+        service,
         *(group.processes, group.process),
         cluster_detection_method="deactivate",
         initialization_timeout=2 * PATIENCE,  # after which JAX's runtime aborts

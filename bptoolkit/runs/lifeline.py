@@ -1,12 +1,12 @@
-"""What a process that follows hangs by: the connection to process 0, whose end is told in a sentence.
+"""What the processes of a run hang by: their connections to process 0, whose end is told in a sentence.
 
 JAX's runtime aborts a process (SIGABRT, a stack trace) as soon as the coordination service, which process 0 holds, is
-gone, and offers Python no say in it.  So a follower reaches the service through this relay within itself:
+gone or says that another process is, and offers Python no say in it.  So the service is reached through relays:
 
-    JAX's client  ⇄  relay  ⇄  process 0
+    JAX's client  ⇄  relay in its process  ⇄  relay in process 0  ⇄  JAX's service
 
-JAX never sees the connection end; the relay does, waits a little for the run to find out by itself in an exchange
-(which is the same end), and ends the process.
+JAX never sees a connection end; the relays do, at once.  The one that does waits a little for the run to find out by
+itself in an exchange (which is the same end), and ends its process.
 """
 
 import os
@@ -21,7 +21,7 @@ from typing import NoReturn
 
 import jax
 
-__all__ = ["GONE", "LOST", "hang_by", "patient"]
+__all__ = ["GONE", "LOST", "hang_by", "hold", "patient"]
 
 LOST = 3  # the exit code where another process has gone
 GONE = (
@@ -47,9 +47,36 @@ def hang_by(coordinator: str, silence: float) -> str:
         silence: seconds without a word from process 0 after which it counts as gone.  JAX aborts the process itself
             when no heartbeat was answered for its time-out, and sends two in that time: 0.8 of it is right.
     """
+    host, _, port = coordinator.rpartition(":")
     listening = socket.create_server(("127.0.0.1", 0))
-    Thread(target=_serve, args=(listening, coordinator, silence), daemon=True).start()
+    _relay(listening, (host.strip("[]"), int(port)), silence, "Process 0")
     return f"127.0.0.1:{listening.getsockname()[1]}"
+
+
+def hold(port: int, silence: float) -> str:
+    """Relay the others to the coordination service of this process; the address at which JAX is to open it.
+
+    The process ends as in `hang_by`, when any of the others has gone.
+
+    Args:
+        port: at which the others look for process 0.
+        silence: as in `hang_by`.
+
+    Raises:
+        ValueError: when the port is taken.
+    """
+    both = socket.has_dualstack_ipv6()
+    family = {"family": socket.AF_INET6, "dualstack_ipv6": True} if both else {}
+    try:
+        listening = socket.create_server(("", port), **family)
+    except OSError as error:
+        raise ValueError(
+            f"Process 0 must be able to listen at port {port} ({error.strerror}). Name another in --coordinator."
+        ) from error
+    with socket.create_server(("127.0.0.1", 0)) as found:
+        inside = found.getsockname()[:2]
+    _relay(listening, inside, silence, "Another process")
+    return f"127.0.0.1:{inside[1]}"
 
 
 @contextmanager
@@ -74,22 +101,28 @@ def _end(sentence: str) -> NoReturn:
     os._exit(LOST)
 
 
-def _serve(listening: socket.socket, coordinator: str, silence: float) -> None:
-    """Carry each connection of JAX's client."""
+def _relay(listening: socket.socket, target: tuple[str, int], silence: float, whose: str) -> None:
+    """Carry each connection to the target, from beside the main thread; `whose` end is watched for."""
+    Thread(target=_serve, args=(listening, target, silence, whose), daemon=True).start()
+
+
+def _serve(listening: socket.socket, target: tuple[str, int], silence: float, whose: str) -> None:
     while True:
         inner, _ = listening.accept()
-        Thread(target=_carry, args=(inner, coordinator, silence), daemon=True).start()
+        Thread(target=_carry, args=(inner, target, silence, whose), daemon=True).start()
 
 
-def _carry(inner: socket.socket, coordinator: str, silence: float) -> None:
-    """Carry one connection both ways until process 0 ends it; before JAX has joined, JAX tries again."""
-    host, _, port = coordinator.rpartition(":")
-    with inner, suppress(OSError), socket.create_connection((host.strip("[]"), int(port)), silence) as outer:
-        Thread(target=_pour, args=(inner, outer), daemon=True).start()
-        _pour(outer, inner)
+def _carry(inner: socket.socket, target: tuple[str, int], silence: float, whose: str) -> None:
+    """Carry one connection both ways until the watched side ends it; before JAX has joined, JAX tries again."""
+    with inner, suppress(OSError), socket.create_connection(target, silence) as outer:
+        watched, own = (outer, inner) if whose == "Process 0" else (inner, outer)
+        watched.settimeout(silence)
+        own.settimeout(None)
+        Thread(target=_pour, args=(own, watched), daemon=True).start()
+        _pour(watched, own)
         time.sleep(GRACE)
         if jax.distributed.is_initialized():
-            _end(GONE.format("Process 0"))
+            _end(GONE.format(whose))
 
 
 def _pour(source: socket.socket, sink: socket.socket) -> None:

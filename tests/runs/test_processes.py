@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from bptoolkit import runs
-from bptoolkit.runs.lifeline import GONE, GRACE, LOST
+from bptoolkit.runs.lifeline import GONE, GRACE, LOST, hold
 
 # A run by as many processes and devices as it is told; with `wait` process 0 stays in its second task.
 PROGRAM = """
@@ -163,7 +163,7 @@ def test_a_killed_process_ends_the_run_and_it_goes_on(start, alone, tmp_path, vi
     assert told[victim][0] == -signal.SIGKILL
     code, output, errors = told[1 - victim]
     assert code == LOST, told
-    assert "lost" in output or GONE.format("Process 0") in errors
+    assert "lost" in output or "of this run has gone" in errors
     assert "stack trace" not in errors
     assert time.monotonic() - began < 100
     assert list(folder.rglob("about.json"))  # the first task was saved
@@ -193,15 +193,21 @@ def test_a_process_whose_others_do_not_come_says_so():
     assert "The 2 processes of this run have not all come within 1 s." in errors
 
 
-def test_a_follower_that_hears_nothing_ends_in_a_sentence_when_the_leader_is_killed():
+@pytest.mark.parametrize(("victim", "whose"), [(0, "Process 0"), (1, "Another process")], ids=["leader", "follower"])
+def test_a_process_that_hears_nothing_ends_in_a_sentence_when_another_is_killed(victim, whose):
     """Far from any exchange, where JAX's runtime would abort it."""
     port = free_port()
-    leader, follower = started = [python(BUSY, [i, port]) for i in range(2)]
+    started = [python(BUSY, [i, port]) for i in range(2)]
     assert all("joined\n" in (process.stdout or ()) for process in started)  # Gloo talks before
-    leader.kill()
+    started[victim].kill()
     began = time.monotonic()
-    _, (code, _, errors) = ended([leader, follower])
+    code, _, errors = ended(started)[1 - victim]
     assert code == LOST
-    assert errors.splitlines()[-1] == "Error: " + GONE.format("Process 0")
+    assert errors.splitlines()[-1] == "Error: " + GONE.format(whose)
     assert "stack trace" not in errors
     assert time.monotonic() - began < GRACE + 10
+
+
+def test_a_port_that_is_taken_is_refused_in_a_sentence():
+    with socket.create_server(("", 0)) as taken, pytest.raises(ValueError, match="Name another in --coordinator"):
+        hold(taken.getsockname()[1], 1.0)
