@@ -128,7 +128,7 @@ def _beside_plain(report: Report) -> list[str]:
     some, many, loop = report["strategies"], report["grid"], report["torch"]
     lines = [
         f"EWC with the exact Fisher information takes {some['ewc']:.2f} times as long as plain training, replay "
-        f"{some['replay']:.2f} times;\n  seven strengths of EWC in one program {many['ratio']:.2f} times as long as the "
+        f"{some['replay']:.2f} times;\n  seven strengths of EWC at once {many['ratio']:.2f} times as long as the "
         f"products of the updates of {many['nets']} nets.",
     ]
     if loop["times_faster"] is not None:
