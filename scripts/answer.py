@@ -75,7 +75,7 @@ def named(configs: Sequence[dict[str, Any]]) -> list[str]:
     """
     fields = [dict(flat(config["config"])) for config in configs]
     differing = [name for name in fields[0] if len({own.get(name) for own in fields}) > 1]
-    labels = [", ".join(own[name] for name in differing) or "run" for own in fields]
+    labels = [", ".join(own[name] for name in differing) or own.get("dataset", "run") for own in fields]
     if len(set(labels)) < len(labels):
         raise ValueError("The runs must differ in a field of their configuration, got the same twice.")
     return labels

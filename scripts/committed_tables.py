@@ -90,10 +90,11 @@ def static_vs_recurrent(report: Report) -> str:
         place = (row["run"], row["scenario"], row["strategy"])
         rows.setdefault(place, [*place, share(row["base"]["average_accuracy"])]).append(_difference(row))
     count = lambda holds: sum(holds(row["average_accuracy"]) for row in _contrasts(report))
-    real = count(lambda one: one["holm"] is not None and one["holm"] < 0.05)
+    real = count(lambda one: one["q"] is not None and one["q"] < 0.05)
     note = (
         f"Average accuracy in %, differences in points ± half the 95 % t-interval over {_seeds(report)} paired seeds, "
-        f"(effect size d). **Bold**: Holm-adjusted exact p < 0.05, {real} of {count(lambda one: True)}."
+        f"(effect size d). **Bold**: q < 0.05, {real} of {count(lambda one: True)} (Benjamini and "
+        "Hochberg's q of exact permutation tests)."
     )
     return f"{table(head, list(rows.values()))}\n\n{note}"
 
@@ -111,7 +112,7 @@ def _difference(row: dict[str, Any]) -> str:
     one = row["average_accuracy"]
     if one["difference"] is None:
         return "–"
-    mark = "**" if one["holm"] is not None and one["holm"] < 0.05 else ""
+    mark = "**" if one["q"] is not None and one["q"] < 0.05 else ""
     half, effect = ("–" if one[name] is None else one[name] for name in ("half_width", "effect"))
     half = half if half == "–" else f"{100 * half:.1f}"
     effect = effect if effect == "–" else f"{effect:+.1f}"

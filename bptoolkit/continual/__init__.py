@@ -40,7 +40,7 @@ from bptoolkit.continual.rehearse import replay, reservoir_replay
 from bptoolkit.continual.renewal import continual_backprop, l2_init, redo, shrink_and_perturb
 from bptoolkit.continual.run import Moment, RunState, run, run_grid
 from bptoolkit.continual.rwalk import rwalk
-from bptoolkit.continual.statistics import Comparison, compare, holm, permutation_test
+from bptoolkit.continual.statistics import Comparison, compare, permutation_test
 from bptoolkit.continual.streams import Indices, Stream, View, label_shuffled, permuted, rotated, split
 
 __all__ = [
@@ -88,7 +88,6 @@ __all__ = [
     "generative_replay",
     "hat",
     "held_out",
-    "holm",
     "icarl",
     "intransigence",
     "joint",

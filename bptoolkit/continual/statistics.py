@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float
 
-__all__ = ["Comparison", "compare", "holm", "permutation_test", "seeds_needed"]
+__all__ = ["Comparison", "compare", "permutation_test", "seeds_needed"]
 
 EXACT_UP_TO = 20  # differences: a million sums of signs
 
@@ -74,21 +74,6 @@ def permutation_test(differences: Float[np.ndarray, "n"]) -> float:
         sums = np.concatenate([sums + value, sums - value])
     bound = abs(d.sum()) - 1e-12 * np.abs(d).sum()
     return float(np.mean(np.abs(sums) >= bound))
-
-
-def holm(p: Float[np.ndarray, "m"]) -> Float[np.ndarray, "m"]:
-    """P-values that count that m were asked for: p_(i) · (m − i + 1), never falling, at most 1.
-
-    To call those differences real whose adjusted p is below α errs in any of them with a probability of at most α.
-
-    Reference: Holm (1979), Scandinavian Journal of Statistics 6.
-    """
-    p = np.asarray(p, np.float64)
-    order = np.argsort(p, kind="stable")
-    stepped = np.minimum(1, np.maximum.accumulate(p[order] * np.arange(p.size, 0, -1)))
-    adjusted = np.empty_like(p)
-    adjusted[order] = stepped
-    return adjusted
 
 
 def seeds_needed(alpha: float) -> int:

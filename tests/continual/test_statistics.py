@@ -87,13 +87,3 @@ def test_one_seed_has_no_interval():
 def test_what_cannot_be_compared_is_refused(call, sentence):
     with pytest.raises(ValueError, match=sentence):
         call()
-
-
-def test_holm_is_the_closure_of_bonferroni():
-    """A difference is real where every set of differences that holds it is rejected by Bonferroni's test."""
-    p = np.array([0.01, 0.04, 0.03, 0.005, 0.04])
-    sets = [list(some) for size in range(1, len(p) + 1) for some in itertools.combinations(range(len(p)), size)]
-    closed = [min(1, max(len(some) * p[some].min() for some in sets if i in some)) for i in range(len(p))]
-    np.testing.assert_allclose(cl.holm(p), closed)
-    assert cl.holm(np.array([0.2])) == 0.2
-    assert cl.holm(np.zeros(0)).size == 0

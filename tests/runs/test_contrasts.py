@@ -1,4 +1,4 @@
-"""One net against another inside a run: paired over seeds, Holm over all that was asked; and the script."""
+"""One net against another inside a run: paired over seeds, false discoveries over all; and the script."""
 
 import importlib
 import json
@@ -40,16 +40,21 @@ def test_a_contrast_is_the_paired_t_test_within_the_run(results):
 def test_what_was_not_run_is_null_with_its_reason(results):
     (rows,) = contrasts([results], "static")
     missing = row_of(rows, "joint", "domain")[MEASURE]
-    assert (missing["difference"], missing["p"], missing["holm"], missing["n"]) == (None, None, None, 0)
+    assert (missing["difference"], missing["p"], missing["q"], missing["n"]) == (None, None, None, 0)
     assert "no seed is finished in both" in missing["reason"]
 
 
-def test_holm_counts_the_rows_of_all_runs(make):
+def test_q_is_the_smallest_rate_of_false_discoveries_at_which_a_difference_counts(make):
+    """By definition, over the rows of all runs: q_i = min over k ≥ rank i of p_(k) m / k."""
     runs = [make(seeds=8, draw=draw) for draw in (0, 1)]
     rows = [row for own in contrasts(runs, "static") for row in own]
     known = [row["learning_accuracy"] for row in rows if row["learning_accuracy"]["p"] is not None]
-    assert len(known) == 2 * (2 * 4 - 1)
-    np.testing.assert_allclose([one["holm"] for one in known], cl.holm(np.array([one["p"] for one in known])))
+    m = len(known)
+    assert m == 2 * (2 * 4 - 1)
+    p = sorted(one["p"] for one in known)
+    for one in known:
+        wanted = min(p[k - 1] * m / k for k in range(1, m + 1) if p[k - 1] >= one["p"])
+        assert one["q"] == pytest.approx(min(1, wanted))
 
 
 def test_a_net_that_is_missing_is_told(results):
