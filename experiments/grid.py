@@ -45,6 +45,8 @@ class Grid:
     per_class: Count = 20  # rows of each class that replay keeps
     tolerance: Amount = 1e-3  # relative error at which a relaxation ends, forward and backward
     settle_steps: Count = 60  # allowed to a relaxation
+    evaluate_every: Count | None = None  # updates between two tests of all tasks; None tests after each task only
+    probe: Count | None = 256  # test rows on which plasticity is measured after each task; None measures none
 
     def __post_init__(self):
         check_fields(self)
@@ -61,6 +63,8 @@ def grid(dataset: Dataset, config: Grid) -> dict[str, cl.Experiment]:
             steps=config.steps,
             batch=config.batch,
             hyper=hyper,
+            evaluate_every=config.evaluate_every,
+            probe=config.probe,
         )
         for scenario in config.scenario
         for net in config.nets

@@ -14,14 +14,13 @@ from typing import Annotated, Any
 import tyro
 
 from bptoolkit import runs
+from bptoolkit.runs.environment import provenance
 from bptoolkit.runs.figures import style
 from bptoolkit.runs.figures.effects import effects
 from bptoolkit.runs.flat import flat
 from bptoolkit.runs.record import replacing, write_json
 
 ROOT = Path(__file__).resolve().parent.parent
-RECORDED = ("command", "started", "ended", "python", "machine", "devices", "source")
-PACKAGES = ("jax", "jaxlib", "optax", "numpy")
 
 
 def main(
@@ -56,7 +55,12 @@ def answer(folders: Sequence[Path], base: str, out: Path) -> tuple[Path, Path]:
     results = [runs.load_results(folder) for folder in folders]
     found = dict(zip(labels, runs.contrasts(results, base), strict=True))
     record = {
-        name: {"config": config, "made": made(folder), "summary": runs.load_summary(folder), "contrasts": found[name]}
+        name: {
+            "config": config,
+            "made": provenance(runs.load_environment(folder)),
+            "summary": runs.load_summary(folder),
+            "contrasts": found[name],
+        }
         for name, config, folder in zip(labels, configs, folders, strict=True)
     }
     name = configs[0]["experiment"].rsplit(".", 1)[-1]
@@ -79,13 +83,6 @@ def named(configs: Sequence[dict[str, Any]]) -> list[str]:
     if len(set(labels)) < len(labels):
         raise ValueError("The runs must differ in a field of their configuration, got the same twice.")
     return labels
-
-
-def made(folder: Path) -> dict[str, Any]:
-    """Where and how a run was made."""
-    around = runs.load_environment(folder)
-    packages = around["packages"] or {}
-    return {name: around.get(name) for name in RECORDED} | {"packages": {p: packages.get(p) for p in PACKAGES}}
 
 
 if __name__ == "__main__":

@@ -18,12 +18,12 @@ import tyro
 from committed_tables import TABLES
 
 from bptoolkit import runs
+from bptoolkit.runs.environment import provenance
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "experiments" / "results"
 OPENS, ENDS = "<!-- results:", "<!-- end of results -->"
 SECTION = rf"({OPENS} ([\w-]+) -->\n).*?({ENDS})"
-RECORDED = ("command", "started", "python", "machine", "devices", "source")
 
 
 def main(adopt: Path | None = None, check: bool = False) -> int:
@@ -83,9 +83,7 @@ def keep(folder: Path) -> None:
     config = json.loads((folder / "config.json").read_text("utf-8"))
     environment = json.loads((folder / "environment.json").read_text("utf-8"))
     name = config["experiment"].rsplit(".", 1)[-1]
-    made = {field: environment[field] for field in RECORDED if field in environment}
-    packages = {p: v for p, v in environment.get("packages", {}).items() if p in ("jax", "jaxlib", "optax", "flax")}
-    record = runs.load_summary(folder) | {"config": config, "made": made | {"packages": packages}}
+    record = runs.load_summary(folder) | {"config": config, "made": provenance(environment)}
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / f"{name}.json").write_text(json.dumps(record, indent=1) + "\n", "utf-8")
     for picture in (folder / "figures").glob("*.png"):

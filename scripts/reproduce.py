@@ -31,12 +31,11 @@ from bptoolkit import runs  # noqa: E402
 from bptoolkit.continual.experiment import Experiment  # noqa: E402
 from bptoolkit.continual.streams import Scenario  # noqa: E402
 from bptoolkit.runs.devices import prepare  # noqa: E402
-from bptoolkit.runs.environment import environment, source  # noqa: E402
+from bptoolkit.runs.environment import environment, provenance, source  # noqa: E402
 from bptoolkit.runs.published import Cell, Table, as_data, compared, text_table  # noqa: E402
 from bptoolkit.runs.record import read_json, write_json  # noqa: E402
 
 TABLES = ROOT / "experiments" / "published"
-RECORDED = ("command", "machine", "devices")
 CALIBRATION = 30  # updates timed of each task but the first
 
 
@@ -224,8 +223,7 @@ def report(table: Table, options: Options, folder: Path) -> None:
         print(text_table(table, cells))
         return
     options.out.mkdir(parents=True, exist_ok=True)
-    around = environment({})
-    made = {name: around[name] for name in RECORDED} | {"key": options.key, "sources": sources(folder)}
+    made = provenance(environment({})) | {"key": options.key, "sources": sources(folder)}
     path = options.out / f"{options.table.replace('/', '-')}.json"
     write_json(path, as_data(table, cells, made))  # before anything is printed, which a closed pipe may end
     print(f"{text_table(table, cells)}\n\n{path}")

@@ -23,13 +23,11 @@ sys.path.insert(0, str(ROOT))
 
 from bptoolkit import runs  # noqa: E402  (the studies lie beside this folder, not in a package)
 from bptoolkit.runs.devices import prepare  # noqa: E402
-from bptoolkit.runs.environment import environment  # noqa: E402
+from bptoolkit.runs.environment import environment, provenance  # noqa: E402
 from bptoolkit.runs.figures import style  # noqa: E402
 from bptoolkit.runs.record import replacing, write_json  # noqa: E402
 
 STUDIES = ROOT / "experiments" / "studies"
-RECORDED = ("command", "started", "python", "machine", "devices", "settings", "source")
-PACKAGES = ("jax", "jaxlib", "optax", "numpy")
 
 
 def main(arguments: list[str]) -> int:
@@ -87,12 +85,10 @@ def keep(name: str, study: ModuleType, config: Any, out: Path) -> tuple[Path, Pa
     began = time.perf_counter()
     results = study.measure(config)
     seconds = round(time.perf_counter() - began, 1)
-    made = {field: around[field] for field in RECORDED}
-    made["packages"] = {package: around["packages"][package] for package in PACKAGES}
     record = {"study": name, "question": study.QUESTION, "config": dataclasses.asdict(config)}
     out.mkdir(parents=True, exist_ok=True)
     numbers, picture = out / f"{name}.json", out / f"{name}.png"
-    write_json(numbers, record | {"seconds": seconds, "made": made, "results": results})
+    write_json(numbers, record | {"seconds": seconds, "made": provenance(around), "results": results})
     with style(), replacing(picture) as part:
         study.draw(results).savefig(part, format="png", dpi=150)
     return numbers, picture

@@ -12,22 +12,25 @@ from jaxtyping import Array, Float
 from bptoolkit.continual.gates import Gates, hidden_units
 from bptoolkit.types import Batch, Model, Params
 
+THRESHOLD = 0.025  # τ of a dormant unit
+
 __all__ = ["Plasticity", "effective_rank", "mean_activity", "plasticity", "weight_norm"]
 
 
 class Plasticity(NamedTuple):
-    """How much of a net is alive."""
+    """How much of a net is alive; of several nets, or at several times, with leading axes."""
 
     dormant: Float[Array, ""]  # share of hidden units
     effective_rank: Float[Array, ""]  # of the last hidden layer's activities
     weight_norm: Float[Array, ""]
 
 
-def plasticity(model: Model, params: Params, x: Float[Array, "b *d"], threshold: float = 0.025) -> Plasticity:
+def plasticity(model: Model, params: Params, x: Float[Array, "b *d"], threshold: float = THRESHOLD) -> Plasticity:
     """Dormant units, effective rank and weight norm of one net, on some inputs.
 
     A unit is dormant where E|h_i| / mean_k E|h_k| ≤ threshold, over the units k of its layer; a convolution's channel
-    counts as one unit.  Over seeds: `jax.vmap(lambda p: plasticity(model, p, x))(result.params)`.
+    counts as one unit.  Over seeds: `jax.vmap(lambda p: plasticity(model, p, x))(result.params)`; after every task of a
+    run: `Experiment.probe`.
 
     Args:
         model, params: of one net.
@@ -41,11 +44,19 @@ def plasticity(model: Model, params: Params, x: Float[Array, "b *d"], threshold:
     """
     if not threshold >= 0:
         raise ValueError(f"threshold must be at least 0, got {threshold}.")
+    dormant, last = dormant_and_last(model, params, x, threshold)
+    return Plasticity(dormant, effective_rank(last), weight_norm(params))
+
+
+def dormant_and_last(
+    model: Model, params: Params, x: Float[Array, "b *d"], threshold: float = THRESHOLD
+) -> tuple[Float[Array, ""], Float[Array, "b units"]]:
+    """The share of dormant units, and what the last hidden layer sends."""
     hidden = jax.vmap(lambda x: hidden_activities(model, params, x))(x)
     size = [jnp.mean(jnp.abs(h), axis=tuple(range(h.ndim - 1))) for h in hidden]
     dormant = jnp.concatenate([a <= threshold * jnp.mean(a) for a in size])
     last = hidden[-1].reshape(len(x), -1)
-    return Plasticity(jnp.mean(dormant, dtype=last.dtype), effective_rank(last), weight_norm(params))
+    return jnp.mean(dormant, dtype=last.dtype), last
 
 
 def effective_rank(features: Float[Array, "b units"]) -> Float[Array, ""]:

@@ -8,6 +8,8 @@ import jax
 import numpy as np
 import optax
 
+from bptoolkit.continual.activity import Plasticity
+from bptoolkit.continual.gates import hidden_units
 from bptoolkit.continual.streams import Stream, spec
 from bptoolkit.learning.fit import Curves, check_budget
 from bptoolkit.learning.learner import Learner, check_outputs
@@ -33,6 +35,8 @@ class Experiment:
     hyper: numbers that learner and optimizer are made from.
     evaluate_every: updates between two tests of all tasks, for `Result.within`; a divisor of steps.  None tests after
         each task only.
+    probe: test rows, spread evenly over all tasks, on which `Result.plasticity` is measured after each task, of the
+        learner's model as it stands; a few hundred are enough.  None measures none.
     """
 
     stream: Stream
@@ -44,9 +48,12 @@ class Experiment:
     reset_optimizer: bool = False
     hyper: Hyper = field(default_factory=dict)
     evaluate_every: int | None = None
+    probe: int | None = None
 
     def __post_init__(self):
         check_budget(self.steps, 1 if self.batch is None else self.batch)
+        if self.probe is not None and not self.probe >= 1:
+            raise ValueError(f"probe must be at least 1 row, or None, got {self.probe}.")
         every = self.evaluate_every
         if every is not None and not (1 <= every <= self.steps and self.steps % every == 0):
             raise ValueError(f"evaluate_every must divide steps, {self.steps}, got {every}.")
@@ -57,6 +64,8 @@ class Experiment:
         params = jax.eval_shape(learner.model.init, jax.random.key(0))
         described = spec(self.stream)._replace(steps=self.steps)
         check_outputs(learner.model, params, described.example)
+        if self.probe is not None:
+            hidden_units(learner.model, params, "probe")
         jax.eval_shape(lambda params, key: learner.init(params, described, key), params, jax.random.key(0))
 
     def build(self, hyper: Hyper) -> tuple[Learner, optax.GradientTransformation]:
@@ -77,6 +86,7 @@ class Cost:
     seconds: of training and evaluation, without compiling; compile_seconds: of compiling, or of reading the cache.
     steps: updates made per seed.
     peak_bytes: temporary memory of the largest compiled program, beside data and state.
+    carried_bytes: of one net's memory between updates, beside weights and optimiser: stored rows, anchors, old nets.
     layout: how the seeds lay on the devices.
     """
 
@@ -87,6 +97,7 @@ class Cost:
     compile_seconds: float
     steps: int
     peak_bytes: int
+    carried_bytes: int
     layout: str
 
 
@@ -103,6 +114,8 @@ class Result:
     within: (S, evaluations, on), test accuracies every `evaluate_every` updates, task after task; the last of a task is
         the one after it ended.  None where only these were asked for.
     ends: which evaluation is the last of each task.
+    plasticity: each (S, untrained and after 1 … T): dormant units, effective rank and weight norm.  None without
+        `probe`.
     """
 
     accuracy: np.ndarray
@@ -116,6 +129,7 @@ class Result:
     cost: Cost
     within: np.ndarray | None = None
     ends: tuple[int, ...] = ()
+    plasticity: Plasticity | None = None
 
     @property
     def unconverged(self) -> np.ndarray:

@@ -18,6 +18,7 @@ from jax import lax
 from jax.sharding import NamedSharding
 from jaxtyping import Array, Bool, Float, Int
 
+from bptoolkit.continual.activity import dormant_and_last, weight_norm
 from bptoolkit.continual.experiment import Experiment, Hyper
 from bptoolkit.continual.lanes import Lanes
 from bptoolkit.continual.layout import SEED, WHOLE, Layout, fetch, mesh_of, over_lanes, place, split_rows
@@ -28,7 +29,7 @@ from bptoolkit.learning.losses import correct
 from bptoolkit.learning.sampling import positions
 from bptoolkit.types import Batch, Key, Rows
 
-__all__ = ["Lane", "Programs"]
+__all__ = ["Lane", "Probed", "Programs"]
 
 EVALUATED = 512  # rows evaluated at once
 BINS = 20  # points of each curve that one call of `train` reports
@@ -40,6 +41,14 @@ class Lane(NamedTuple):
     indices: Indices
     hyper: Hyper
     key: Key
+
+
+class Probed(NamedTuple):
+    """Of one net, on the rows of `Experiment.probe`; the rank of `last` is left to the host, as LAPACK is."""
+
+    dormant: Float[Array, ""]
+    last: Float[Array, "rows units"]  # what the last hidden layer sends
+    weight_norm: Float[Array, ""]
 
 
 class Programs:
@@ -95,9 +104,9 @@ def _start(experiment: Experiment, key: Key, hyper: Hyper) -> tuple[Lane, Progre
 
 
 def _train(experiment: Experiment, chunk: int, layout: Layout, lane: Lane, progress: Progress, data, task, first):
-    """`chunk` updates of a stage, from its step `first` on; the curves in at most BINS points."""
+    """`chunk` updates of a stage, from its step `first` on: the curves in at most BINS points, and tests between."""
     learner, optimizer = experiment.build(lane.hyper)
-    stream, (rows, _) = experiment.stream, data
+    stream, (rows, test_rows) = experiment.stream, data
     sources = learner.curriculum.sources(jnp.arange(stream.tasks, dtype=jnp.int32), task)
     counts = jnp.where(sources, lane.indices.train.count, 0)
     batch = _multiple(_all_rows(stream, learner), layout.data) if experiment.batch is None else experiment.batch
@@ -109,8 +118,23 @@ def _train(experiment: Experiment, chunk: int, layout: Layout, lane: Lane, progr
     begin = partial(_begin, experiment, lane, task)
     progress = lax.cond(first == 0, begin, lambda progress: progress, progress)
     stage_key = jax.random.fold_in(lane.key, 2 * task)
-    progress, curves = train(learner, optimizer, draw, progress, stage_key, chunk, first)
-    return progress, jax.tree.map(partial(_binned, bins=min(BINS, chunk)), curves)
+    stretch = partial(train, learner, optimizer, draw)
+    binned = partial(jax.tree.map, partial(_binned, bins=min(BINS, chunk)))
+    every = experiment.evaluate_every
+    if every is None:
+        progress, curves = stretch(progress, stage_key, chunk, first)
+        return progress, binned(curves), jnp.zeros((0, stream.tasks))
+
+    def tested(progress: Progress, first: Int[Array, ""]):
+        same_key = jax.random.clone(stage_key)  # of all stretches: `train` folds the number of each step into it
+        progress, curves = stretch(progress, same_key, every, first)
+        return progress, (
+            curves,
+            _accuracies(learner, stream, layout, lane.indices, progress, test_rows, lane.indices.test),
+        )
+
+    progress, (curves, within) = lax.scan(tested, progress, first + jnp.arange(0, chunk, every, dtype=jnp.int32))
+    return progress, binned(jax.tree.map(jnp.ravel, curves)), within
 
 
 def _begin(experiment: Experiment, lane: Lane, task: Int[Array, ""], progress: Progress) -> Progress:
@@ -152,12 +176,23 @@ def _close(
     return progress._replace(params=params, memory=memory), finite
 
 
-def _evaluate(experiment: Experiment, layout: Layout, lane: Lane, progress: Progress, data) -> Float[Array, "2 tasks"]:
-    """Accuracy on every task: of its test rows, and of as many of its training rows, evenly spread."""
+def _evaluate(
+    experiment: Experiment, layout: Layout, lane: Lane, progress: Progress, data
+) -> tuple[Float[Array, "2 tasks"], Probed | None]:
+    """Accuracy on every task: of its test rows, and of as many of its training rows, evenly spread; and the probe."""
     learner, _ = experiment.build(lane.hyper)
     stream, (train_rows, test_rows) = experiment.stream, data
     score = partial(_accuracies, learner, stream, layout, lane.indices, progress)
-    return jnp.stack([score(test_rows, lane.indices.test), score(train_rows, lane.indices.train)])
+    table = jnp.stack([score(test_rows, lane.indices.test), score(train_rows, lane.indices.train)])
+    if experiment.probe is None:
+        return table, None
+    view = lane.indices.test
+    nth, rows = jnp.arange(experiment.probe, dtype=jnp.int32), jnp.sum(view.count, dtype=jnp.int32)
+    whole, rest = rows // experiment.probe, rows % experiment.probe
+    place = nth * whole + nth * rest // experiment.probe  # ⌊n · rows / probe⌋, in small integers
+    batch = _at(stream, layout, test_rows, lane.indices, view, view.count, place, place >= 0)
+    dormant, last = dormant_and_last(learner.model, progress.params, batch.x)
+    return table, Probed(dormant, last, weight_norm(progress.params))
 
 
 def _accuracies(
@@ -215,7 +250,8 @@ def numbers_read(experiment: Experiment) -> set[str]:
     data = (stream.data.train, stream.data.test)
     numbers = jax.tree.map(jnp.asarray, dict(experiment.hyper))
     own = jax.eval_shape(partial(_start, watched), jax.random.key(0), numbers)
-    jax.eval_shape(partial(_train, watched, 1, layout), *own, data, task, task)
+    chunk = experiment.evaluate_every or 1
+    jax.eval_shape(partial(_train, watched, chunk, layout), *own, data, task, task)
     jax.eval_shape(partial(_close, watched, layout), *own, data, task)
     jax.eval_shape(partial(_evaluate, watched, layout), *own, data)
     return read

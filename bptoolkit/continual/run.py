@@ -13,11 +13,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from bptoolkit.continual.activity import Plasticity, effective_rank
 from bptoolkit.continual.cost import flops_of_prediction, time_of_predictions
 from bptoolkit.continual.experiment import Cost, Experiment, Result
 from bptoolkit.continual.lanes import Grid, Lanes, filled, make_lanes
 from bptoolkit.continual.layout import SEED, Layout, choose_layout, fetch, place
-from bptoolkit.continual.programs import Programs, weights_of
+from bptoolkit.continual.programs import Probed, Programs, weights_of
 from bptoolkit.learning.fit import Curves, Progress
 from bptoolkit.learning.learner import Curriculum
 from bptoolkit.types import Key, Params
@@ -41,6 +42,9 @@ class RunState(NamedTuple):
     seconds: float  # of training and evaluation so far, without compiling
     layout: Layout
     within: tuple[np.ndarray, ...] = ()  # (seeds, tasks): test accuracies between, and those after each finished task
+    probed: tuple[
+        np.ndarray, ...
+    ] = ()  # (seeds, 3): the fields of Plasticity, untrained, then after each finished task
 
 
 class Moment(NamedTuple):
@@ -130,7 +134,7 @@ def run_grid(
     layout = choose_layout(side_by_side, jax.device_count(), weights, learner.model.cell is not None, layout)
     lanes = filled(lanes, layout.devices or 1)
 
-    chunk = experiment.evaluate_every or _chunk(experiment.steps)
+    chunk = _chunk(experiment.steps, experiment.evaluate_every or 1)
     programs = Programs(experiment, chunk, layout, lanes)
     walk = _Walk(experiment, programs, learner.curriculum, chunk, lanes.used, on_progress)
     state = walk.start() if state is None else _taken_up(state, programs, lanes.used)
@@ -148,6 +152,7 @@ def run_grid(
         compile_seconds=programs.compile_seconds / len(lanes.points),
         steps=walk.total,
         peak_bytes=programs.peak_bytes,
+        carried_bytes=_bytes_of(jax.tree.map(lambda leaf: leaf[0], programs.first.memory)),
         layout=str(layout),
     )
     costs = _priced(cost, experiment, lanes, params, state.curves)
@@ -185,8 +190,7 @@ class _Walk:
         self.programs, self.curriculum, self.chunk, self.on_progress = programs, curriculum, chunk, on_progress
         self.nets = nets  # no spare ones among them
         self.tasks, self.steps = experiment.stream.tasks, experiment.steps
-        self.total = self.made(self.tasks)
-        self.tests_between = experiment.evaluate_every is not None
+        self.total, self.every = self.made(self.tasks), experiment.evaluate_every
 
     def made(self, tasks: int) -> int:
         """Updates of the first `tasks` stages."""
@@ -195,8 +199,9 @@ class _Walk:
     def start(self) -> RunState:
         """Test all tasks before any training."""
         p, began = self.programs, time.perf_counter()
-        table = _read(p.evaluate(p.lanes, p.first, p.data))
-        return RunState(p.first, (table,), (), (), (), time.perf_counter() - began, p.layout)
+        table, probed = _read(p.evaluate(p.lanes, p.first, p.data))
+        seconds = time.perf_counter() - began
+        return RunState(p.first, (table,), (), (), (), seconds, p.layout, probed=_figures(probed))
 
     def stage(self, state: RunState) -> RunState:
         """Train on the next task, or on what is left of it; close it, test them all."""
@@ -206,48 +211,48 @@ class _Walk:
             state = state._replace(progress=p.first)
         for first in range(len(state.begun) * self.chunk, rounds * self.steps, self.chunk):
             state = self.stretch(state, task, first)
-            if self.tests_between and first + self.chunk < rounds * self.steps:
-                state = self.test(state)
             if self.on_progress is not None:
                 self.on_progress(self.moment(state, state.begun[-1]), state)
         began = time.perf_counter()
         progress, finite = p.close(p.lanes, state.progress, p.data, np.int32(task))
         finite = _read(finite)  # before anything else is started: exchanges of two programs must not overlap
-        table = _read(p.evaluate(p.lanes, progress, p.data))
+        table, probed = _read(p.evaluate(p.lanes, progress, p.data))
         return state._replace(
             progress=progress,
             tables=(*state.tables, table),
+            probed=(*state.probed, *_figures(probed)),
             curves=(*state.curves, _rebinned(state.begun)),
             finite=(*state.finite, finite),
             begun=(),
             seconds=state.seconds + time.perf_counter() - began,
-            within=(*state.within, table[:, 0]) if self.tests_between else (),
+            within=(*state.within[:-1], table[:, 0]) if self.every else (),
         )
 
     def stretch(self, state: RunState, task: int, first: int) -> RunState:
         """As many updates as one call makes."""
         p, began = self.programs, time.perf_counter()
-        progress, curve = p.train(p.lanes, state.progress, p.data, np.int32(task), np.int32(first))
-        curve = _read(curve)
-        seconds = state.seconds + time.perf_counter() - began
-        return state._replace(progress=progress, begun=(*state.begun, curve), seconds=seconds)
-
-    def test(self, state: RunState) -> RunState:
-        """Test all tasks within one."""
-        p, began = self.programs, time.perf_counter()
-        table = _read(p.evaluate(p.lanes, state.progress, p.data))
-        seconds = state.seconds + time.perf_counter() - began
-        return state._replace(within=(*state.within, table[:, 0]), seconds=seconds)
+        progress, curve, within = p.train(p.lanes, state.progress, p.data, np.int32(task), np.int32(first))
+        curve, within = _read((curve, within))
+        return state._replace(
+            progress=progress,
+            begun=(*state.begun, curve),
+            seconds=state.seconds + time.perf_counter() - began,
+            within=(*state.within, *np.moveaxis(within, 1, 0)),
+        )
 
     def ends(self) -> tuple[int, ...]:
-        """Which evaluation is the last of each task."""
-        return tuple(self.made(task + 1) // self.chunk - 1 for task in range(self.tasks))
+        """Which test within the tasks is the last of each."""
+        return tuple(self.made(task + 1) // self.every - 1 for task in range(self.tasks)) if self.every else ()
 
     def moment(self, state: RunState, curves: Curves) -> Moment:
         loss, unconverged = (_mean(curve[: self.nets, -1]) for curve in (curves.loss, curves.unconverged))
         step = self.made(len(state.curves)) + len(state.begun) * self.chunk
         accuracy = state.tables[-1][: self.nets, 0]
         return Moment(len(state.curves), self.tasks, step, self.total, loss, unconverged, accuracy)
+
+
+def _bytes_of(tree) -> int:
+    return sum(leaf.nbytes for leaf in jax.tree.leaves(tree))
 
 
 def _read(tree):
@@ -286,6 +291,7 @@ def _taken_up(state: RunState, programs: Programs, nets: int) -> RunState:
         finite=jax.tree.map(fitted, state.finite),
         begun=jax.tree.map(fitted, state.begun),
         within=jax.tree.map(fitted, state.within),
+        probed=jax.tree.map(fitted, state.probed),
         layout=programs.layout,
     )
 
@@ -303,8 +309,17 @@ def _result(state: RunState, seeds: tuple[int, ...], own: slice, params: Params,
         params=jax.tree.map(lambda leaf: leaf[own], params),
         cost=cost,
         within=np.stack(state.within, axis=1)[own] if state.within else None,
-        ends=ends if state.within else (),
+        ends=ends,
+        plasticity=Plasticity(*np.stack(state.probed, axis=-1)[own].swapaxes(0, 1)) if state.probed else None,
     )
+
+
+def _figures(probed: Probed | None) -> tuple[np.ndarray, ...]:
+    """The fields of Plasticity side by side, (nets, 3), if anything was probed."""
+    if probed is None:
+        return ()
+    rank = jax.jit(jax.vmap(effective_rank))(probed.last)
+    return (np.stack([probed.dormant, np.asarray(rank), probed.weight_norm], axis=1),)
 
 
 def _rebinned(curves: tuple[Curves, ...]) -> Curves:
@@ -317,7 +332,7 @@ def _rebinned(curves: tuple[Curves, ...]) -> Curves:
     return jax.tree.map(one, *curves)
 
 
-def _chunk(steps: int) -> int:
-    """The largest divisor of steps up to CHUNK; all of them where that would be short."""
-    best = max(d for d in range(1, min(steps, CHUNK) + 1) if steps % d == 0)
+def _chunk(steps: int, of: int = 1) -> int:
+    """The largest divisor of steps up to CHUNK that is a multiple of `of`; all steps where that would be short."""
+    best = max((d for d in range(of, min(steps, CHUNK) + 1, of) if steps % d == 0), default=of)
     return best if 8 * best >= min(steps, CHUNK) else steps

@@ -140,8 +140,8 @@ def _named(state: RunState) -> dict[str, Any]:
     """Every array of a state under a name; what is one per task or stretch, stacked."""
     arrays = {f"progress{i:05d}": leaf for i, leaf in enumerate(jax.tree.leaves(state.progress))}
     arrays["tables"] = np.stack(state.tables)
-    for name, pieces in (("finite", state.finite), ("within", state.within)):
-        if pieces:
+    for name in ("finite", "within", "probed"):
+        if pieces := getattr(state, name):
             arrays[name] = np.stack(pieces)
     for kind, pieces in (("curves", state.curves), ("begun", state.begun)):
         if pieces:
@@ -157,9 +157,9 @@ def _state(arrays: dict[str, Any], seconds: float, layout: Layout) -> RunState:
         return tuple(Curves(*pieces) for pieces in zip(*stacks, strict=True))
 
     progress: Any = [arrays[name] for name in sorted(arrays) if name.startswith("progress")]
-    tables, finite = tuple(arrays["tables"]), tuple(arrays.get("finite", ()))
-    within = tuple(arrays.get("within", ()))
-    return RunState(progress, tables, curves("curves"), finite, curves("begun"), seconds, layout, within)
+    tables = tuple(arrays["tables"])
+    finite, within, probed = (tuple(arrays.get(name, ())) for name in ("finite", "within", "probed"))
+    return RunState(progress, tables, curves("curves"), finite, curves("begun"), seconds, layout, within, probed)
 
 
 def _orbax():

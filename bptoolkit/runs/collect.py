@@ -19,6 +19,7 @@ CURVES = {
     "backward_steps": "backward_steps",
     "backward_unconverged": "backward_unconverged",
 }
+COSTS = ("parameters", "flops", "ms_per_1000", "seconds", "compile_seconds", "peak_bytes", "carried_bytes", "steps")
 
 
 def collect(results: Mapping[str, Result], question: str, chance: Mapping[str, float]) -> "xarray.Dataset":
@@ -65,12 +66,14 @@ def cell(result: Result) -> "xarray.Dataset":
         "loss": (("seed", "task", "bin"), result.curves.loss),
         "finite": (("seed", "task"), result.finite.astype(np.float32)),
         **{name: (("seed", "task"), getattr(result.curves, field).mean(-1)) for name, field in CURVES.items()},
-        **{
-            name: ((), float(getattr(result.cost, name)))
-            for name in ("parameters", "flops", "ms_per_1000", "seconds", "compile_seconds", "peak_bytes", "steps")
-        },
+        **{name: ((), float(getattr(result.cost, name))) for name in COSTS},
     }
     coordinates = {"seed": list(result.seeds), "after": [0, *tasks], "on": tasks, "task": tasks}
+    if result.plasticity is not None:
+        variables |= {name: (("seed", "after"), values) for name, values in result.plasticity._asdict().items()}
+    if result.within is not None:
+        variables |= {"within": (("seed", "evaluation", "on"), result.within), "end": (("task",), list(result.ends))}
+        coordinates["evaluation"] = np.arange(result.within.shape[1])
     return xarray.Dataset(variables, coordinates, attrs={"layout": result.cost.layout})
 
 

@@ -13,7 +13,7 @@ from bptoolkit.runs.paired import Side, compare, load_sides, settings_that_diffe
 from bptoolkit.runs.record import RunError, write_json, write_text
 from bptoolkit.runs.report import REPORT, facts, title, write_tables
 from bptoolkit.runs.summary import LEVEL
-from bptoolkit.runs.tables import LABELS, TABLES, Column, Grid, Shown, marks, numbered, percent
+from bptoolkit.runs.tables import COST, LABELS, Column, Grid, Shown, explained, marks, numbered, percent, with_rows
 
 __all__ = ["write_comparison"]
 
@@ -30,7 +30,9 @@ SECTIONS = {
     "runs": "Runs",
     "differences": "Differences",
     "results": "Results",
+    "within-tasks": "Within tasks",
     "settling": "Settling",
+    "plasticity": "Plasticity",
     "cost": "Cost",
     "hyper-parameters": "Hyper-parameters",
     "environment": "Environment",
@@ -85,11 +87,7 @@ def tables_of(sides: Sequence[Side], rows: list[dict[str, Any]]) -> list[Grid]:
     every = [row | {"run": side.letter} for side in sides for row in side.summary["rows"]]
     order = list(dict.fromkeys((row["scenario"], row["net"], row["strategy"]) for row in every))
     every.sort(key=lambda row: order.index((row["scenario"], row["net"], row["strategy"])))
-    settling = [row for row in every if row["settling"] is not None]
-    shown = {"Results": every, "Settling": settling, "Cost": every}
-    tables = {"Differences": (LABELS + DIFFERENCES, rows)}
-    tables |= {name: ([*LABELS, RUN, *TABLES[name]], shown[name]) for name in TABLES if shown[name]}
-    return numbered(tables)
+    return numbered({"Differences": (LABELS + DIFFERENCES, rows)} | with_rows(every, [*LABELS, RUN]))
 
 
 def remarks(tables: list[Grid], alone: list[str]) -> list[str]:
@@ -99,7 +97,8 @@ def remarks(tables: list[Grid], alone: list[str]) -> list[str]:
         "of a result, over the seeds of its run.",
         "Each interval is for one difference alone: among many, some leave out 0 by chance.",
         "Accuracies are per cent of test rows; differences, forgetting, transfer and gap are percentage points.",
-        "FLOPs are of one prediction; ms is per 1000 predictions; the other times are seconds.",
+        COST,
+        *explained(tables),
         *marks(tables),
         *([f"No pair: {'; '.join(alone)}."] if alone else []),
     ]

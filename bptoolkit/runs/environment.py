@@ -13,6 +13,9 @@ from typing import Any
 
 import jax
 
+PROVENANCE = ("command", "started", "ended", "python", "machine", "devices", "source")
+LIBRARIES = ("jax", "jaxlib", "optax", "flax", "numpy")
+
 
 def environment(config: Mapping[str, Any]) -> dict[str, Any]:
     """All that could explain why the same configuration gave another number elsewhere, as plain data."""
@@ -30,6 +33,12 @@ def environment(config: Mapping[str, Any]) -> dict[str, Any]:
         "settings": settings(),
         "packages": packages(),
     }
+
+
+def provenance(told: Mapping[str, Any]) -> dict[str, Any]:
+    """What is committed with a result, of what `environment` told: all but what is long or a place on this machine."""
+    known = lambda of, names: {name: of[name] for name in names if of.get(name) is not None}
+    return known(told, PROVENANCE) | {"packages": known(told.get("packages") or {}, LIBRARIES)}
 
 
 def software() -> dict[str, Any]:

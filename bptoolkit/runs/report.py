@@ -116,8 +116,13 @@ def title(config: Mapping[str, Any]) -> str:
 def sections(scenarios: list[str]) -> dict[str, str]:
     """The page's parts by the name of their place."""
     accuracies = {f"accuracy-{i}": f"{name.capitalize()}-incremental" for i, name in enumerate(scenarios, start=1)}
-    rest = ("Settling", "Cost", "Hyper-parameters", "Environment")
-    return {"results": "Results"} | accuracies | {name.lower(): name for name in rest} | {"repeat": "Repeat it"}
+    rest = ("Within tasks", "Settling", "Plasticity", "Cost", "Hyper-parameters", "Environment")
+    return (
+        {"results": "Results"}
+        | accuracies
+        | {name.lower().replace(" ", "-"): name for name in rest}
+        | {"repeat": "Repeat it"}
+    )
 
 
 def facts(summary: dict[str, Any], environment: Mapping[str, Any]) -> list[str]:

@@ -21,7 +21,9 @@ SUMMARY = "summary.json"
 LEVEL = 0.95
 METRICS = ("average_accuracy", "learning_accuracy", "forgetting", "backward_transfer")  # of `continual.metrics`
 SETTLING = {"forward": ("settling_steps", "unconverged"), "backward": ("backward_steps", "backward_unconverged")}
-COSTS = ("parameters", "flops", "ms_per_1000", "seconds", "compile_seconds")
+PLASTICITY = ("dormant", "effective_rank", "weight_norm")
+WITHIN = ("stability_gap", "minimum_accuracy", "worst_case_accuracy")  # likewise, of tests within the tasks
+COSTS = ("parameters", "flops", "ms_per_1000", "seconds", "compile_seconds", "peak_bytes", "carried_bytes")
 NOT_MEASURED = "not measured"
 
 
@@ -48,7 +50,10 @@ def summarise(results: "xarray.Dataset") -> dict[str, Any]:
     Returns:
         {tasks, seeds, level, question, chance: {scenario: share}, rows: […], not_run: [[net, strategy, scenario]]}.
         A row holds net, strategy, scenario, the metrics and train_test_gap as {mean, half_width, n, reason},
-        settling {forward, backward: {steps, unconverged}} or null for a net that does not settle, and the costs.
+        settling {forward, backward: {steps, unconverged}} or null for a net that does not settle, plasticity
+        {dormant, effective_rank, weight_norm: {first, last}}, after the first and the last task, or null where it was
+        not probed, within {stability_gap, minimum_accuracy, worst_case_accuracy} or null where nothing was tested
+        within the tasks, and the costs.
     """
     names = {axis: [str(name) for name in results[axis].values] for axis in ("scenario", "net", "strategy")}
     rows, not_run = [], []
@@ -90,6 +95,8 @@ def row(cell: "xarray.Dataset", seeds: int) -> dict[str, Any]:
         **metric_estimates(cell["accuracy"], seeds),
         "train_test_gap": estimate(train_test_gap(cell), seeds),
         "settling": settling if settles else None,
+        "plasticity": plasticity(cell, seeds),
+        "within": within(cell, seeds),
         **{name: number(cell[name].item()) if name in cell else None for name in COSTS},
     }
 
@@ -135,6 +142,29 @@ def train_test_gap(cell: "xarray.Dataset") -> Float[np.ndarray, "seed"]:
         return np.full(cell.sizes["seed"], np.nan)
     last = cell[["train_accuracy", "accuracy"]].isel(after=-1).astype(np.float64)
     return (last["train_accuracy"] - last["accuracy"]).mean("on", skipna=False).values
+
+
+def plasticity(cell: "xarray.Dataset", seeds: int) -> dict[str, Any] | None:
+    """How much of the net was alive after the first and after the last task; None where it was not probed."""
+    if not set(PLASTICITY) <= set(cell.data_vars) or not bool(cell[PLASTICITY[0]].notnull().any()):
+        return None
+    times = {"first": 1, "last": -1}
+    return {
+        name: {when: estimate(cell[name].isel(after=after).values, seeds) for when, after in times.items()}
+        for name in PLASTICITY
+    }
+
+
+def within(cell: "xarray.Dataset", seeds: int) -> dict[str, Any] | None:
+    """What only tests within the tasks show; None where there were none."""
+    from bptoolkit.continual import metrics
+
+    if "within" not in cell or not bool(cell["within"].notnull().any()):
+        return None
+    ends = cell["end"].values.astype(int)
+    tests = cell["within"].transpose("seed", "evaluation", "on").values.astype(np.float64)[:, : ends[-1] + 1]
+    why = {name: metrics.reason(name, tests.shape[-1]) or NOT_MEASURED for name in WITHIN}
+    return {name: estimate(getattr(metrics, name)(tests, ends), seeds, why[name]) for name in WITHIN}
 
 
 def settled(cell: "xarray.Dataset", steps: str, unconverged: str, seeds: int) -> dict[str, Any]:

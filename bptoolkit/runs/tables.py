@@ -16,6 +16,16 @@ if TYPE_CHECKING:
 
 Row = dict[str, Any]
 DASH = "–"
+COST = (
+    "FLOPs are of one prediction; ms is per 1000 predictions; the other times are seconds. Carried is one net's memory "
+    "beside weights and optimiser; peak is the temporary memory of the largest program, all seeds."
+)
+EXPLAINED = {
+    "Within tasks": "Of tests within the tasks: how far a task falls while the next is learned, and recovers; the mean "
+    "of each earlier task's lowest accuracy; and the bound that this puts on the average accuracy.",
+    "Plasticity": "Plasticity, after the first and the last task: dormant hidden units in %, effective rank of the "
+    "last hidden layer, norm of the weights.",
+}
 ALARM = "! Some settlings did not converge: states and gradients there are not those of a fixed point."
 
 
@@ -61,9 +71,19 @@ def settling(way: str, name: str) -> Callable[[Row], Shown]:
     return lambda row: form(row["settling"][way][name])
 
 
+def plasticity(name: str, when: str, factor: float = 1.0) -> Callable[[Row], Shown]:
+    """Show a figure of how much of the net is alive, after the first or the last task."""
+    return lambda row: estimate(row["plasticity"][name][when], factor)
+
+
+def within(name: str) -> Callable[[Row], Shown]:
+    """Show what only tests within the tasks tell, as per cent."""
+    return lambda row: estimate(row["within"][name], 100.0)
+
+
 def cost(name: str, form: Callable[[float], str]) -> Callable[[Row], Shown]:
     """Show one number without an interval."""
-    return lambda row: Shown(DASH, "not measured") if row[name] is None else Shown(form(row[name]), value=row[name])
+    return lambda row: Shown(DASH, "not measured") if row.get(name) is None else Shown(form(row[name]), value=row[name])
 
 
 def estimate(entry: dict[str, Any], factor: float = 1.0) -> Shown:
@@ -97,6 +117,11 @@ def measured(value: float) -> str:
     return f"{value:,.{decimals}f}"
 
 
+def binary(value: float) -> str:
+    """Bytes as KiB or MiB."""
+    return f"{measured(value / 1024)} KiB" if value < 1024**2 else f"{measured(value / 1024**2)} MiB"
+
+
 def superscript(number: int) -> str:
     """12 as ¹²."""
     return str(number).translate(str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹"))
@@ -119,24 +144,49 @@ SETTLINGS = [
     Column("Backward steps", settling("backward", "steps")),
     Column("Backward unconverged", settling("backward", "unconverged")),
 ]
+WITHIN = [
+    Column("Stability gap", within("stability_gap")),
+    Column("Minimum accuracy", within("minimum_accuracy")),
+    Column("Worst-case accuracy", within("worst_case_accuracy")),
+]
+PLASTICITIES = [
+    Column(f"{title}, {when} task", plasticity(name, when, factor))
+    for title, name, factor in (
+        ("Dormant", "dormant", 100.0),
+        ("Rank", "effective_rank", 1.0),
+        ("Norm", "weight_norm", 1.0),
+    )
+    for when in ("first", "last")
+]
 COSTS = [
     Column("Parameters", cost("parameters", "{:,}".format)),
     Column("FLOPs", cost("flops", "{:,.0f}".format)),
     Column("ms per 1000", cost("ms_per_1000", measured)),
     Column("Seconds", cost("seconds", measured)),
     Column("Compiling", cost("compile_seconds", measured)),
+    Column("Carried", cost("carried_bytes", binary)),
+    Column("Peak", cost("peak_bytes", binary)),
 ]
 
 
-TABLES = {"Results": RESULTS, "Settling": SETTLINGS, "Cost": COSTS}
+TABLES = {"Results": RESULTS, "Within tasks": WITHIN, "Settling": SETTLINGS, "Plasticity": PLASTICITIES, "Cost": COSTS}
+PARTIAL = {
+    "Within tasks": "within",
+    "Settling": "settling",
+    "Plasticity": "plasticity",
+}  # of those rows alone that have this
 
 
 def grids(summary: dict[str, Any]) -> list[Grid]:
-    """The tables of a summary: results, settling (only nets that settle, and only if there are any), cost."""
-    settling = [row for row in summary["rows"] if row["settling"] is not None]
-    rows = {"Results": summary["rows"], "Settling": settling, "Cost": summary["rows"]}
-    shown = (title for title in TABLES if title != "Settling" or settling)
-    return numbered({title: (LABELS + TABLES[title], rows[title]) for title in shown})
+    """The tables of a summary; all but results and cost only where there is anything in them."""
+    return numbered(with_rows(summary["rows"], LABELS))
+
+
+def with_rows(rows: list[Row], labels: list[Column]) -> dict[str, tuple[list[Column], list[Row]]]:
+    """Columns and rows of every table, those of partial ones only where there are any."""
+    has = lambda row, title: title not in PARTIAL or row.get(PARTIAL[title]) is not None
+    shown = {title: [row for row in rows if has(row, title)] for title in TABLES}
+    return {title: (labels + TABLES[title], rows) for title, rows in shown.items() if rows or title not in PARTIAL}
 
 
 def numbered(tables: dict[str, tuple[list[Column], list[Row]]]) -> list[Grid]:
@@ -155,12 +205,18 @@ def remarks(summary: dict[str, Any], drawn: list[Grid]) -> list[str]:
     lines = [
         half_width if summary["seeds"] > 1 else "One seed: there are no intervals.",
         "Accuracies are per cent of test rows; forgetting, transfer and gap are percentage points.",
-        "FLOPs are of one prediction; ms is per 1000 predictions; the other times are seconds.",
+        COST,
+        *explained(drawn),
         *marks(drawn),
     ]
     if summary["not_run"]:
         lines.append(f"Not run: {', '.join('/'.join(names) for names in summary['not_run'])}.")
     return lines
+
+
+def explained(drawn: list[Grid]) -> list[str]:
+    """What the figures of those tables are that not every run has."""
+    return [EXPLAINED[grid.title] for grid in drawn if grid.title in EXPLAINED]
 
 
 def marks(drawn: list[Grid]) -> list[str]:

@@ -316,28 +316,71 @@ def test_a_budget_of_nothing_is_refused(clouds, change):
         experiment(clouds, **change)
 
 
-def test_tests_within_a_task_are_those_of_shorter_runs(clouds):
-    """Every 4 of 8 updates: the first test is that of a run of 4, the last of each task that of its end; a run taken up
-    within a task has them all.  Negative control: within is not merely the ends twice."""
+def test_tests_within_a_task_are_those_of_shorter_runs(clouds, monkeypatch):
+    """Every 2 of 8 updates, two tests a call: the first is that of a run of 2, the last of each task that of its end; a
+    run taken up within a task has them all.  Negative control: within is not merely the ends repeated."""
+    monkeypatch.setattr(importlib.import_module("bptoolkit.continual.run"), "CHUNK", 4)
     states = []
-    options = {"steps": 8, "evaluate_every": 4}
+    options = {"steps": 8, "evaluate_every": 2}
     keep = lambda moment, state: states.append(state)
     result = cl.run(experiment(clouds, **options), jax.random.key(0), seeds=2, layout=STACKED, on_progress=keep)
-    assert result.within.shape == (2, 6, 3)
-    assert result.ends == (1, 3, 5)
+    assert result.within.shape == (2, 12, 3)
+    assert result.ends == (3, 7, 11)
     np.testing.assert_array_equal(result.within[:, list(result.ends)], result.accuracy)
-    assert (result.within[:, [0, 2, 4]] != result.accuracy).any()
-    short = cl.run(experiment(clouds, steps=4), jax.random.key(0), seeds=2, layout=STACKED)
-    np.testing.assert_array_equal(result.within[:, 0], short.accuracy[:, 0])
+    for updates, place in ((2, 0), (4, 1), (6, 2)):
+        short = cl.run(experiment(clouds, steps=updates), jax.random.key(0), seeds=2, layout=STACKED)
+        np.testing.assert_array_equal(result.within[:, place], short.accuracy[:, 0])
+    assert (result.within[:, :3] != result.accuracy[:, :1]).any()
     assert short.within is None
     assert np.isnan(cl.stability_gap(short)).all()
     np.testing.assert_array_equal(cl.stability_gap(result), cl.stability_gap(result.within, result.ends))
     assert (cl.minimum_accuracy(result) <= cl.minimum_accuracy(result.accuracy)).all()
+    assert len(states) == 6
     again = cl.run(experiment(clouds, **options), jax.random.key(0), seeds=2, layout=STACKED, state=states[2])
     np.testing.assert_array_equal(again.within, result.within)
+
+
+def test_tests_within_tasks_change_nothing_else(clouds, recorded):
+    same(cl.run(experiment(clouds, evaluate_every=1), jax.random.key(0), seeds=4, layout=STACKED), recorded[0], 1e-6)
 
 
 @pytest.mark.parametrize("every", [0, 3, 16])
 def test_tests_within_a_task_fit_its_steps(clouds, every):
     with pytest.raises(ValueError, match="evaluate_every must divide steps, 8, got"):
         experiment(clouds, evaluate_every=every)
+
+
+def test_plasticity_after_every_task_is_that_of_the_weights_then(clouds, recorded):
+    """On all test rows, by `cl.plasticity`; another layout gives the same.  Negative control: it changes from task to
+    task."""
+    states = []
+    probed = partial(cl.run, experiment(clouds, probe=len(clouds.test.y)), jax.random.key(0), 2)
+    result = probed(layout=STACKED, on_task=lambda moment, state: states.append(state))
+    x = jnp.asarray(clouds.test.x)
+    of_seeds = jax.vmap(lambda params: cl.plasticity(MODEL, params, x))
+    for task, state in enumerate(states, start=1):
+        by_hand = of_seeds(state.progress.params)
+        then = cl.Plasticity(*(values[:, task] for values in result.plasticity))
+        chex.assert_trees_all_close(then, by_hand, rtol=1e-4)
+    assert result.plasticity.dormant.shape == (2, 4)
+    assert (np.diff(result.plasticity.weight_norm) != 0).all()
+    chex.assert_trees_all_close(probed(layout=IN_TURN).plasticity, result.plasticity, rtol=1e-4)
+    chex.assert_trees_all_close(probed(layout=STACKED, state=states[0]).plasticity, result.plasticity, rtol=1e-4)
+    assert recorded[0].plasticity is None
+
+
+def test_plasticity_of_a_net_that_settles_is_of_its_settled_states(clouds):
+    net = equilibrium(rate_cell(4, 5, 6))
+    learner = learning.backprop(net)
+    result = cl.run(experiment(clouds, learner=learner, steps=2, probe=48), jax.random.key(0), 1, layout=STACKED)
+    states = jax.vmap(lambda x: net.cell.settle(jax.tree.map(lambda leaf: leaf[0], result.params), x).value)
+    features = states(jnp.asarray(clouds.test.x))
+    np.testing.assert_allclose(result.plasticity.effective_rank[0, -1], cl.effective_rank(features), rtol=1e-3)
+
+
+def test_a_probe_needs_rows_and_units_to_look_at(clouds):
+    with pytest.raises(ValueError, match="probe must be at least 1 row, or None, got 0"):
+        experiment(clouds, probe=0)
+    hidden = MODEL._replace(layers=None)
+    with pytest.raises(ValueError, match="probe needs a model that shows its hidden units"):
+        experiment(clouds, hidden, probe=4).check()

@@ -28,7 +28,11 @@ def make(tasks=1, stretches=2, mark=0.5):
     tables = tuple(np.full((3, 2, 2), k / 8) for k in range(tasks + 1))
     finite = tuple(np.array([True, False, True]) for _ in range(tasks))
     layout = Layout(3, stacked=False)
-    return RunState(progress, tables, tuple(curves[:tasks]), finite, tuple(curves[tasks:]), 1.25, layout)
+    within = tuple(np.full((3, 2), k / 4) for k in range(tasks))
+    probed = tuple(np.full((3, 3), k / 2) for k in range(tasks + 1))
+    return RunState(
+        progress, tables, tuple(curves[:tasks]), finite, tuple(curves[tasks:]), 1.25, layout, within, probed
+    )
 
 
 def numbers(state):

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from bptoolkit.runs import open_run
+from bptoolkit.runs.environment import provenance
 
 CONFIG = {"experiment": "split_digits", "config": {}, "seeds": [0, 1]}
 
@@ -38,6 +39,14 @@ def test_the_environment_says_where_it_ran(record, tmp_path, monkeypatch):
     assert found["settings"]["enable_x64"] is True
     assert "XLA_FLAGS" in found["settings"]["variables"]
     assert found["command"].startswith("python ")
+
+
+def test_what_is_committed_of_it_is_short_and_names_no_place_on_this_machine(record, tmp_path):
+    kept = provenance(record(tmp_path))
+    assert {"command", "started", "python", "machine", "devices"} <= set(kept)
+    assert not {"settings", "ended", "state"} & set(kept)  # not ended yet
+    assert kept["packages"]["numpy"] == np.__version__
+    assert len(kept["packages"]) == 5
 
 
 def test_the_commit_and_whether_it_was_changed_are_recorded(record, tmp_path):

@@ -97,6 +97,38 @@ def test_a_net_that_does_not_settle_has_no_settling(results):
     assert row(summarise(results), "static")["settling"] is None
 
 
+def test_plasticity_is_that_after_the_first_and_the_last_task(results):
+    dormant = results["accuracy"].isel(on=0, drop=True) / 2
+    found = row(summarise(results.assign(dormant=dormant, effective_rank=9 * dormant, weight_norm=dormant)))[
+        "plasticity"
+    ]
+    values = of(results, "accuracy")[:, :, 0] / 2
+    for when, after in (("first", 1), ("last", -1)):
+        mean, half = interval(9 * values[:, after])
+        told = found["effective_rank"][when]
+        assert (told["mean"], told["half_width"]) == pytest.approx((mean, half), rel=1e-5)
+    assert row(summarise(results))["plasticity"] is None
+
+
+def test_what_tests_within_the_tasks_show(results):
+    """Four tests a task, of which a task before falls to 0.1 in the first and is back at the last.  Of another
+    combination there were fewer, as of one whose stages are shorter."""
+    tests = np.full((2, 4, 2, 4, 20, 5), 0.9)
+    tests[..., 4::4, :] = 0.1
+    tests[0, 0, :, :, 10:] = np.nan
+    ends = np.broadcast_to(np.arange(3, 20, 4.0), (2, 4, 2, 5)).copy()
+    ends[0, 0] = [1, 3, 5, 7, 9]
+    run = ["net", "strategy", "scenario"]
+    variables = {"within": ([*run, "seed", "evaluation", "on"], tests), "end": ([*run, "task"], ends)}
+    summary = summarise(results.assign(variables))
+    found = row(summary, "static", "ewc")["within"]
+    assert found["stability_gap"]["mean"] == pytest.approx(0.8)
+    assert found["minimum_accuracy"]["mean"] == pytest.approx(0.1)
+    assert found["worst_case_accuracy"]["mean"] == pytest.approx(0.9 / 5 + 0.8 * 0.1)
+    assert row(summary)["within"]["stability_gap"]["n"] == 4
+    assert row(summarise(results))["within"] is None
+
+
 def test_costs_are_those_of_the_net_the_strategy_and_the_scenario(results):
     found = row(summarise(results), "recurrent", "replay", "domain")
     assert found["parameters"] == 17510

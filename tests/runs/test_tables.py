@@ -75,6 +75,16 @@ def test_without_a_net_that_settles_there_is_no_table_of_settling(results):
     assert "unconverged" not in markdown_table(summarise(results.sel(net=["static"])))
 
 
+def test_plasticity_and_tests_within_tasks_have_tables_where_they_were_measured(results):
+    shares = results["accuracy"].isel(on=0, drop=True).fillna(0)
+    probed = results.assign(dormant=shares, effective_rank=9 * shares, weight_norm=shares)
+    text = markdown_table(summarise(probed))
+    assert "Dormant, first task" in text
+    assert "effective rank of the last hidden layer" in text
+    assert "Stability gap" not in text
+    assert "Dormant" not in markdown_table(summarise(results))
+
+
 def test_a_failed_settling_is_marked_in_every_table(summary):
     assert "**! 2.0 %**" in markdown_table(summary)
     assert "! 2.0 %" in printed(summary)
