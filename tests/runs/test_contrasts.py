@@ -10,6 +10,7 @@ import scipy.stats
 
 from bptoolkit import continual as cl
 from bptoolkit.runs import RunError, contrasts, finish, open_run, save_results, save_summary
+from bptoolkit.runs.figures.effects import effects
 
 ROOT = Path(__file__).parents[2]
 MEASURE = "average_accuracy"
@@ -87,6 +88,17 @@ def test_the_script_writes_differences_results_and_a_figure(script, make, tmp_pa
     assert {"summary", "contrasts", "made"} <= set(one)
     assert (tmp_path / "out" / "study.png").read_bytes()[:4] == b"\x89PNG"
     assert capsys.readouterr().out.split() == [str(tmp_path / "out" / f"study.{kind}") for kind in ("json", "png")]
+
+
+def test_panels_of_one_scenario_have_one_scale(make):
+    """Only the lowest is numbered, so the same place must be the same difference; scenarios differ."""
+    rows = contrasts([make(seeds=8), make(seeds=8, draw=1)], "static")
+    figure = effects(dict(zip("ab", rows, strict=True)), "static")
+    limits = [axis.get_xlim() for axis in figure.axes]
+    assert len(limits) == 4
+    assert limits[:2] == limits[2:]
+    assert limits[0] != limits[1]
+    assert all(low < 0 < high for low, high in limits)
 
 
 def test_the_script_refuses_what_it_cannot_answer(script, make, tmp_path, capsys):

@@ -29,10 +29,19 @@ def effects(runs: Mapping[str, list[Row]], base: str, measure: str = "average_ac
             shown = [row for row in runs[name] if row["scenario"] == scenario]
             _panel(axis, shown, measure, nets, strategies)
             axis.set_title(f"{name}, {scenario}-incremental")
+        for column in range(len(scenarios)):
+            _one_scale(axes[column :: len(scenarios)])
         outer_labels(axes, len(scenarios), f"difference from {base} (points)", "")
         legend(figure, axes[0], 4)
         figure.suptitle(f"{measure.replace('_', ' ').capitalize()}: other nets minus {base}, 95 % t-intervals")
     return figure
+
+
+def _one_scale(axes) -> None:
+    """The same differences at the same places in panels that stand above one another and are labelled once."""
+    lows, highs = zip(*(axis.get_xlim() for axis in axes), strict=True)
+    for axis in axes:
+        axis.set_xlim(min(lows), max(highs))
 
 
 def _panel(axis, rows: list[Row], measure: str, nets: list[str], strategies: list[str]) -> None:
