@@ -79,15 +79,17 @@ def section(found: re.Match) -> str:
 
 
 def keep(folder: Path) -> None:
-    """Copy what the README shows of a run, with where and how it was made."""
+    """Copy what the pages show of a run, with where and how it was made."""
     config = json.loads((folder / "config.json").read_text("utf-8"))
     environment = json.loads((folder / "environment.json").read_text("utf-8"))
     name = config["experiment"].rsplit(".", 1)[-1]
     record = runs.load_summary(folder) | {"config": config, "made": provenance(environment)}
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / f"{name}.json").write_text(json.dumps(record, indent=1) + "\n", "utf-8")
+    shown = "".join(page.read_text("utf-8") for page in pages())
     for picture in (folder / "figures").glob("*.png"):
-        shutil.copy(picture, RESULTS / f"{name}-{picture.name}")
+        if (kept := f"{name}-{picture.name}") in shown:
+            shutil.copy(picture, RESULTS / kept)
 
 
 if __name__ == "__main__":

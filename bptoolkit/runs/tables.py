@@ -118,7 +118,9 @@ def measured(value: float) -> str:
 
 
 def binary(value: float) -> str:
-    """Bytes as KiB or MiB."""
+    """Bytes as such, as KiB or as MiB."""
+    if value < 1024:
+        return f"{value:.0f} B"
     return f"{measured(value / 1024)} KiB" if value < 1024**2 else f"{measured(value / 1024**2)} MiB"
 
 
