@@ -73,12 +73,13 @@ def published(report: Report) -> str:
 def _beside(cell: dict[str, Any]) -> str:
     """`19.89 ± 0.02 → 19.92 ± 0.02`."""
     one = cell["published"]
-    digits = 2 if abs(one["mean"]) > 1 else 3
+    digits = 2 if abs(cell["measured"]) > 1 else 3
     figure = lambda mean, error: f"{mean:.{digits}f}" + ("" if error is None else f" ± {error:.{digits}f}")
-    mark = "†" if one["mark"] in ("rec", "fig") else ""
+    mark = "†" if one is not None and one["mark"] in ("rec", "fig") else ""
     measured = figure(cell["measured"], cell["sem"])
     measured = f"**{measured}**" if cell["near"] is False else measured
-    return f"{figure(one['mean'], one['sem'])}{mark} → {measured}{' *' if cell['deviations'] else ''}".replace("-", "−")
+    before = "–" if one is None else f"{figure(one['mean'], one['sem'])}{mark}"
+    return f"{before} → {measured}{' *' if cell['deviations'] else ''}".replace("-", "−")
 
 
 def static_vs_recurrent(report: Report) -> str:
@@ -159,7 +160,9 @@ TABLES: dict[str, Callable[[Report], str]] = {
     "bench_fixed_point": bench_fixed_point,
     "static_vs_recurrent": static_vs_recurrent,
     "vandeven2022-split_mnist": published,
+    "vandeven2018-permuted_mnist": published,
     "der2020-permuted": published,
+    "der2020-rotated": published,
     "gem2017-permutations": published,
     "gem2017-rotations": published,
 }

@@ -26,11 +26,12 @@ def answers_by_view(outer: Learner, learner: Learner, own_view: View) -> Learner
         return seen if inside is None else inside(memory.inner, seen, task)
 
     def predict(memory, params: Params, batch: Batch):
-        def answer(task, so_far):
-            found = learner.predict(memory.inner, own_view(memory, params, task), batch)
-            return choose_rows(batch.task == task, found, so_far)
+        answers = lambda task: learner.predict(memory.inner, own_view(memory, params, task), batch)
 
-        shapes = jax.eval_shape(lambda: learner.predict(memory.inner, params, batch))
+        def answer(task, so_far):
+            return choose_rows(batch.task == task, answers(task), so_far)
+
+        shapes = jax.eval_shape(answers, batch.task[0])  # what a task sees may be of other shapes than params
         return by_task(answer, trees.zeros_like(shapes), batch)
 
     return outer._replace(predict=predict, view=view)

@@ -52,7 +52,7 @@ class Table(NamedTuple):
     reference: str
     notes: tuple[str, ...]
     columns: Mapping[str, Column]
-    published: Mapping[str, Mapping[str, Figure]]  # by method, then column
+    published: Mapping[str, Mapping[str, Figure | None]]  # by method, then column; None is measured beside them
     define: Callable[[str, Scenario], Experiment | None]
     deviations: Callable[[str, Scenario], tuple[str, ...]]
     weight: Mapping[str, float]

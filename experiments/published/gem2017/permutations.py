@@ -15,13 +15,14 @@ PUBLISHED = {
     "multimodal": (0.756, -0.028, 0.006),
     "GEM": (0.826, 0.025, 0.009),
 }
-RATES = {"single": 0.03, "GEM": 0.1}
+RATES = {"single": 0.03, "EWC": 0.1, "multimodal": 0.1, "GEM": 0.1}
+EWC = gem.Penalised(strength=3.0, rows=10)
 
 stream = functools.cache(lambda: cl.online(cl.permuted(data.mnist(), gem.TASKS), gem.ROWS))
 
 TABLE = gem.table(
     "MNIST permutations, 20 tasks: accuracy and transfer",
     PUBLISHED,
-    lambda method, scenario: gem.experiment(stream(), method, RATES),
+    lambda method, scenario: gem.experiment(stream(), method, RATES, EWC),
     (),
 )
