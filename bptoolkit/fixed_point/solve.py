@@ -227,13 +227,15 @@ def _judged(path: Path, z: State, r: State, before: State, update: State, memory
     still = jnp.where((change <= 4 * eps * scale) & (size > 1e3 * eps * scale), path.still + 1, 0)
     lost = jnp.where(size < path.best, 0, path.lost + made)
     steps = path.steps + made
+    settled = (size * factor <= stop.atol + stop.rtol * scale) | (size == 0)
+    blind = secant * eps >= 1  # rounding alone would move such a fixed point by its own size: its residual says nothing
     status = first_that_holds(
         {
             Status.NONFINITE: ~jnp.isfinite(size) | ~jnp.isfinite(scale),
-            Status.CONVERGED: (size * factor <= stop.atol + stop.rtol * scale) | (size == 0),
+            Status.CONVERGED: settled & ~blind,
             Status.DIVERGED: size > GROWTH * path.best,
             Status.CYCLE: turning >= PATIENCE,
-            Status.SINGULAR: still >= PATIENCE,
+            Status.SINGULAR: (still >= PATIENCE) | settled,
             Status.STALLED: at_rounding & (lost >= LOST),
             Status.MAX_STEPS: steps >= stop.max_steps,
         }
