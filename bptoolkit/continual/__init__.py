@@ -38,10 +38,11 @@ from bptoolkit.continual.project import ogd
 from bptoolkit.continual.regularise import ewc, l2_anchor, mas, online_ewc, si
 from bptoolkit.continual.rehearse import replay, reservoir_replay
 from bptoolkit.continual.renewal import continual_backprop, l2_init, redo, shrink_and_perturb
-from bptoolkit.continual.run import Moment, RunState, run, run_grid
+from bptoolkit.continual.run import run, run_grid
 from bptoolkit.continual.rwalk import rwalk
 from bptoolkit.continual.statistics import Comparison, compare, permutation_test
 from bptoolkit.continual.streams import Indices, Stream, View, label_shuffled, permuted, rotated, split
+from bptoolkit.continual.walk import Moment, RunState
 
 __all__ = [
     "Choice",

@@ -18,7 +18,7 @@ import jax
 import numpy as np
 
 from bptoolkit.continual.layout import Layout
-from bptoolkit.continual.run import RunState
+from bptoolkit.continual.walk import RunState
 from bptoolkit.learning.fit import Curves
 from bptoolkit.runs.leaves import Kind, pack, unpack
 from bptoolkit.runs.record import RunError, difference, first_line

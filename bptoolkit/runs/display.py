@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from bptoolkit.continual.run import Moment
+from bptoolkit.continual.walk import Moment
 from bptoolkit.runs.pace import Pace, clock_time, gone_on
 from bptoolkit.runs.watch import Watcher, guarded, unwatched
 

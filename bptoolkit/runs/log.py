@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from bptoolkit.continual.run import Moment
+from bptoolkit.continual.walk import Moment
 from bptoolkit.runs.environment import now
 from bptoolkit.runs.record import RunError, first_line
 from bptoolkit.runs.watch import Watcher

@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-from bptoolkit.continual.run import Moment
+from bptoolkit.continual.walk import Moment
 
 __all__ = ["Pace", "clock_time", "gone_on"]
 

@@ -24,7 +24,8 @@ from jax.experimental.multihost_utils import broadcast_one_to_all, process_allga
 from bptoolkit.continual.experiment import Experiment
 from bptoolkit.continual.lanes import Grid
 from bptoolkit.continual.layout import Layout, fetch
-from bptoolkit.continual.run import Moment, RunState, run_grid
+from bptoolkit.continual.run import run_grid
+from bptoolkit.continual.walk import Moment, RunState
 from bptoolkit.runs.interrupt import Interrupted, Interruption, interruptible
 from bptoolkit.runs.record import RunError, first_line
 

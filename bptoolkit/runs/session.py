@@ -20,8 +20,9 @@ from bptoolkit.continual.experiment import Experiment
 from bptoolkit.continual.lanes import Grid, seed_numbers
 from bptoolkit.continual.layout import Layout, fetch
 from bptoolkit.continual.programs import numbers_read
-from bptoolkit.continual.run import Moment, RunState, run_grid
+from bptoolkit.continual.run import run_grid
 from bptoolkit.continual.streams import Stream
+from bptoolkit.continual.walk import Moment, RunState
 from bptoolkit.runs.checkpoint import load_state, require_same, save_state
 from bptoolkit.runs.collect import merged, of_grid
 from bptoolkit.runs.environment import software

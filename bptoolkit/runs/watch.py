@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from bptoolkit.continual.run import Moment
+from bptoolkit.continual.walk import Moment
 
 __all__ = ["Sink", "Watcher", "after_task", "guarded", "in_training", "per_combination", "together", "unwatched"]
 

@@ -104,7 +104,7 @@ def test_a_run_taken_up_again_ends_the_same(clouds, recorded, done):
 @pytest.mark.parametrize("strategy", [cl.naive, cl.joint], ids=["naive", "joint"])
 def test_a_run_taken_up_within_a_task_ends_the_same(clouds, monkeypatch, strategy):
     """From plain arrays without their structure, as they come from a disk.  Joint starts each task from new weights."""
-    monkeypatch.setattr(importlib.import_module("bptoolkit.continual.run"), "CHUNK", 4)
+    monkeypatch.setattr(importlib.import_module("bptoolkit.continual.walk"), "CHUNK", 4)
     states, whole = [], experiment(clouds, learner=strategy(learning.backprop(MODEL)))
     start = partial(cl.run, whole, jax.random.key(0), seeds=2, layout=STACKED)
     result = start(on_progress=lambda moment, state: states.append(state))
@@ -319,7 +319,7 @@ def test_a_budget_of_nothing_is_refused(clouds, change):
 def test_tests_within_a_task_are_those_of_shorter_runs(clouds, monkeypatch):
     """Every 2 of 8 updates, two tests a call: the first is that of a run of 2, the last of each task that of its end; a
     run taken up within a task has them all.  Negative control: within is not merely the ends repeated."""
-    monkeypatch.setattr(importlib.import_module("bptoolkit.continual.run"), "CHUNK", 4)
+    monkeypatch.setattr(importlib.import_module("bptoolkit.continual.walk"), "CHUNK", 4)
     states = []
     options = {"steps": 8, "evaluate_every": 2}
     keep = lambda moment, state: states.append(state)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from bptoolkit.continual.run import Moment
+from bptoolkit.continual.walk import Moment
 from bptoolkit.runs.display import display
 from bptoolkit.runs.pace import clock_time
 

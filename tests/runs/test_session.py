@@ -175,7 +175,7 @@ def test_a_run_broken_off_anywhere_ends_the_same(whole, tmp_path, call):
 
 def test_nothing_is_lost_beyond_the_last_save(tmp_path, monkeypatch):
     """Two updates a call, saved every four: broken off after 2, 6 and 8 updates, a run goes on from 0, 4 and 6."""
-    monkeypatch.setattr(importlib.import_module("bptoolkit.continual.run"), "CHUNK", 2)
+    monkeypatch.setattr(importlib.import_module("bptoolkit.continual.walk"), "CHUNK", 2)
     one, ends = {NAMES[0]: TINY[NAMES[0]]}, []
     for call, saved in ((0, 0), (2, 4), (4, 6)):  # calls 0, 1, 2: 2, 4, 6 updates; 3: end of task; 4: 8 updates
         folder, told = tmp_path / f"run{call}", []

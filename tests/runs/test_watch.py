@@ -7,7 +7,7 @@ import warnings
 import numpy as np
 import pytest
 
-from bptoolkit.continual.run import Moment
+from bptoolkit.continual.walk import Moment
 from bptoolkit.runs.background import in_background
 from bptoolkit.runs.watch import (
     Sink,

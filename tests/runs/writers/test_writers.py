@@ -9,7 +9,7 @@ import time
 import numpy as np
 import pytest
 
-from bptoolkit.continual.run import Moment
+from bptoolkit.continual.walk import Moment
 from bptoolkit.runs import RunError
 from bptoolkit.runs.record import run_name
 from bptoolkit.runs.writers import mlflow, tensorboard, wandb
