@@ -86,7 +86,7 @@ class Cost:
     seconds: of training and evaluation, without compiling; compile_seconds: of compiling, or of reading the cache.
     steps: updates made per seed.
     peak_bytes: temporary memory of the largest compiled program, beside data and state.
-    carried_bytes: of one net's memory between updates, beside weights and optimiser: stored rows, anchors, old nets.
+    memory_bytes: what the learner keeps of one net beside weights and optimiser: stored rows, anchors, old nets.
     layout: how the seeds lay on the devices.
     """
 
@@ -97,7 +97,7 @@ class Cost:
     compile_seconds: float
     steps: int
     peak_bytes: int
-    carried_bytes: int
+    memory_bytes: int
     layout: str
 
 

@@ -12,11 +12,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from bptoolkit.continual.activity import Plasticity
-from bptoolkit.continual.cost import flops_of_prediction, time_of_predictions
+from bptoolkit.continual.cost import flops_of_prediction, memory_bytes, time_of_predictions
 from bptoolkit.continual.experiment import Cost, Experiment, Result
 from bptoolkit.continual.lanes import Grid, Lanes, filled, make_lanes
 from bptoolkit.continual.layout import Layout, choose_layout, fetch
 from bptoolkit.continual.programs import Programs, weights_of
+from bptoolkit.continual.streams import spec
 from bptoolkit.continual.walk import Moment, RunState, Walk, read, taken_up, updates_a_call
 from bptoolkit.learning.fit import Curves
 from bptoolkit.types import Key, Params
@@ -117,7 +118,7 @@ def run_grid(
         compile_seconds=programs.compile_seconds / len(lanes.points),
         steps=walk.total,
         peak_bytes=programs.peak_bytes,
-        carried_bytes=_bytes_of(jax.tree.map(lambda leaf: leaf[0], programs.first.memory)),
+        memory_bytes=memory_bytes(learner, spec(experiment.stream)._replace(steps=experiment.steps)),
         layout=str(layout),
     )
     costs = _priced(cost, experiment, lanes, params, state.curves)
@@ -144,10 +145,6 @@ def _priced(cost: Cost, experiment: Experiment, lanes: Lanes, params: Params, cu
     flops = flops_of_prediction(model, nets[0][1], example[0], steps)
     ms = time_of_predictions(experiment, nets, example)
     return [replace(cost, flops=float(f), ms_per_1000=t) for f, t in zip(flops, ms, strict=True)]
-
-
-def _bytes_of(tree) -> int:
-    return sum(leaf.nbytes for leaf in jax.tree.leaves(tree))
 
 
 def _result(state: RunState, seeds: tuple[int, ...], own: slice, params: Params, cost: Cost, ends) -> Result:

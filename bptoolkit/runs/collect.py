@@ -19,7 +19,7 @@ CURVES = {
     "backward_steps": "backward_steps",
     "backward_unconverged": "backward_unconverged",
 }
-COSTS = ("parameters", "flops", "ms_per_1000", "seconds", "compile_seconds", "peak_bytes", "carried_bytes", "steps")
+COSTS = ("parameters", "flops", "ms_per_1000", "seconds", "compile_seconds", "peak_bytes", "memory_bytes", "steps")
 
 
 def collect(results: Mapping[str, Result], question: str, chance: Mapping[str, float]) -> "xarray.Dataset":

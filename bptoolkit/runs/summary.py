@@ -23,7 +23,7 @@ METRICS = ("average_accuracy", "learning_accuracy", "forgetting", "backward_tran
 SETTLING = {"forward": ("settling_steps", "unconverged"), "backward": ("backward_steps", "backward_unconverged")}
 PLASTICITY = ("dormant", "effective_rank", "weight_norm")
 WITHIN = ("stability_gap", "minimum_accuracy", "worst_case_accuracy")  # likewise, of tests within the tasks
-COSTS = ("parameters", "flops", "ms_per_1000", "seconds", "compile_seconds", "peak_bytes", "carried_bytes")
+COSTS = ("parameters", "flops", "ms_per_1000", "seconds", "compile_seconds", "peak_bytes", "memory_bytes")
 NOT_MEASURED = "not measured"
 
 

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 Row = dict[str, Any]
 DASH = "–"
 COST = (
-    "FLOPs are of one prediction; ms is per 1000 predictions; the other times are seconds. Carried is one net's memory "
-    "beside weights and optimiser; peak is the temporary memory of the largest program, all seeds."
+    "FLOPs are of one prediction; ms is per 1000 predictions; the other times are seconds. Memory is what one net's "
+    "strategy keeps beside weights and optimiser; peak is the temporary memory of the largest program, all seeds."
 )
 EXPLAINED = {
     "Within tasks": "Of tests within the tasks: how far a task falls while the next is learned, and recovers; the mean "
@@ -166,7 +166,7 @@ COSTS = [
     Column("ms per 1000", cost("ms_per_1000", measured)),
     Column("Seconds", cost("seconds", measured)),
     Column("Compiling", cost("compile_seconds", measured)),
-    Column("Carried", cost("carried_bytes", binary)),
+    Column("Memory", cost("memory_bytes", binary)),
     Column("Peak", cost("peak_bytes", binary)),
 ]
 

@@ -153,6 +153,14 @@ def test_shapes_and_cost(recorded):
     assert result.cost.parameters == 61
     assert result.cost.steps == 3 * STEPS
     assert 100 <= result.cost.flops <= 100 + 3 * 61
+    assert result.cost.memory_bytes == 0
+
+
+def test_the_memory_of_a_strategy_is_told(clouds):
+    """Two rows of each of six classes: at least their four numbers, in float64 as the tests are."""
+    learner = cl.replay(2)(learning.backprop(MODEL))
+    result = cl.run(experiment(clouds, learner=learner, steps=1), jax.random.key(0), seeds=1, layout=STACKED)
+    assert 12 * 4 * 8 <= result.cost.memory_bytes < 12 * 4 * 8 * 10
 
 
 def at(params):

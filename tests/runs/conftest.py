@@ -41,7 +41,7 @@ def make_results(tasks=5, seeds=4, scenarios=SCENARIOS, draw=0):
             "seconds": (run, spread(each[:3], 12.0)),
             "compile_seconds": (run, spread(each[:3], 3.0)),
             "peak_bytes": (cost, np.repeat([[3e5], [5e6]], len(scenarios), axis=1)),
-            "carried_bytes": (cost, np.repeat([[0.0], [2.5e4]], len(scenarios), axis=1)),
+            "memory_bytes": (cost, np.repeat([[0.0], [2.5e4]], len(scenarios), axis=1)),
             "parameters": (cost, np.repeat([[7510], [17510]], len(scenarios), axis=1)),
             "flops": (cost, np.repeat([[14800.0], [812345.0]], len(scenarios), axis=1)),
             "ms_per_1000": (cost, spread((2, len(scenarios)), 4.2)),
