@@ -62,7 +62,7 @@ class Status(IntEnum):
     NONFINITE = 3  # f returned NaN or an infinite value
     CYCLE = 4  # the state jumps between two points
     STALLED = 5  # the residual is at the level of rounding, the tolerance below it
-    SINGULAR = 6  # the residual stands still: I − J has no inverse here
+    SINGULAR = 6  # I − J has no inverse here: the residual stands still, or z ran away until f was lost beside it
 
 
 class Solution(NamedTuple):
@@ -95,6 +95,7 @@ class Path(NamedTuple):
     steps: Int[Array, ""]
     size: Float[Array, ""]  # ‖r‖
     best: Float[Array, ""]  # smallest ‖r‖ so far
+    reach: Float[Array, ""]  # ‖z‖ beside which every ‖r‖ so far would be lost in rounding
     factor: Float[Array, ""]  # error over residual
     secant: Float[Array, ""]  # largest ‖Δz‖/‖Δr‖ seen, fading
     rate: Float[Array, ""]
@@ -188,7 +189,8 @@ def begin(f: Callable[[State], State], z0: State, solver: Solver, stop: "Rule") 
             Status.MAX_STEPS: jnp.less_equal(stop.max_steps, 0),
         }
     )
-    return Path(z0, r, solver.init(z0), none, size, size, one, zero, zero, none, none, none, status)
+    reach = norm(z0) + size / float(_coarsest(z0).eps)
+    return Path(z0, r, solver.init(z0), none, size, size, reach, one, zero, zero, none, none, none, status)
 
 
 def advance(f, update: Callable, stop: "Rule", path: Path, silent: int | Int[Array, ""] = 0) -> Path:
@@ -228,7 +230,8 @@ def _judged(path: Path, z: State, r: State, before: State, update: State, memory
     lost = jnp.where(size < path.best, 0, path.lost + made)
     steps = path.steps + made
     settled = (size * factor <= stop.atol + stop.rtol * scale) | (size == 0)
-    blind = secant * eps >= 1  # rounding alone would move such a fixed point by its own size: its residual says nothing
+    reach = jnp.maximum(path.reach, size / eps)
+    blind = scale > reach  # what f adds is lost in rounding beside z, so that no residual says anything
     status = first_that_holds(
         {
             Status.NONFINITE: ~jnp.isfinite(size) | ~jnp.isfinite(scale),
@@ -241,7 +244,7 @@ def _judged(path: Path, z: State, r: State, before: State, update: State, memory
         }
     )
     best = jnp.minimum(size, path.best)
-    return Path(z, r, memory, steps, size, best, factor, secant, rate, turning, still, lost, status)
+    return Path(z, r, memory, steps, size, best, reach, factor, secant, rate, turning, still, lost, status)
 
 
 def report(path: Path) -> Solution:

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from bptoolkit.fixed_point import Status, Stop, anderson, damped, picard, solve
 
 UNITS, RTOL = 7, 1e-4
-SOLVERS = {"picard": picard(), "damped": damped(0.5), "anderson": anderson(), "default": None}
+SOLVERS = {"picard": picard(), "damped": damped(0.5), "anderson": anderson()}
 KINDS = ("random", "symmetric", "skew", "rotation", "low rank")
 
 
