@@ -151,8 +151,9 @@ def kernels(
         flat = lambda leaf: jnp.where(counts[:, None], leaf.reshape(len(counts), -1), 0)
         pairs = jax.tree.map(lambda j, s: (flat(j) * s.reshape(1, -1)) @ flat(j).T, slopes, variance)
         kernel = jnp.sum(jnp.stack(jax.tree.leaves(pairs)), axis=0)
-        resolved = jnp.finfo(kernel.dtype).eps * jnp.trace(kernel)  # P · precision · mean of the diagonal
-        kernel = kernel + jnp.maximum(JITTER, resolved) * jnp.eye(len(counts), dtype=kernel.dtype)
+        # Rows differ by decades: each gets what its own rounding asks for, so that none is drowned by another's.
+        resolved = len(counts) * float(jnp.finfo(kernel.dtype).eps) * jnp.diagonal(kernel)
+        kernel = kernel + jnp.diag(jnp.maximum(JITTER, resolved))
         return jnp.where(counts[:, None] & counts[None, :], inverse(kernel), 0)
 
     silent = jnp.zeros((len(counts), len(counts)), means.dtype)

@@ -39,7 +39,8 @@ def generative_classifier(
         inputs: values of an example.
         classes: one auto-encoder each; as many as the stream has outputs.
         hidden, latent: units of each encoder's hidden layers, values of z.
-        samples: importance samples of log p(x); the same noise for all rows and classes.
+        samples: importance samples of log p(x).  Their noise belongs to the class and the row, and is the same again
+            for the same row: a model draws nothing.
         likelihood: "bernoulli" for data in [0, 1], "gaussian" for any other.
 
     Raises:
@@ -52,8 +53,14 @@ def generative_classifier(
         return jax.vmap(net.init)(jax.random.split(key, classes))
 
     def apply(params: Params, x: Float[Array, "*d"]) -> tuple[Float[Array, "k"], Info]:
-        noise = jax.random.normal(jax.random.key(0), (samples, latent), x.dtype)  # fixed: a model draws nothing
-        return lax.map(lambda one: net.log_likelihood(one, jnp.ravel(x), noise), params), Info()
+        flat = jnp.ravel(x)
+
+        def of_class(given):
+            one, number = given
+            noise = jax.random.normal(jax.random.fold_in(_key_of(flat), number), (samples, latent), x.dtype)
+            return net.log_likelihood(one, flat, noise)
+
+        return lax.map(of_class, (params, jnp.arange(classes, dtype=jnp.int32))), Info()
 
     def gradient(memory: Memory, params: Params, batch: Batch, key: Key) -> tuple[PyTree, Info, Memory]:
         noise = jax.random.normal(key, (batch.x.shape[0], latent), batch.x.dtype)
@@ -82,6 +89,12 @@ def generative_classifier(
         return jax.tree.map(lambda b, a: _where(there, a, b), before, after), opt_state, memory
 
     return bare_learner(Model(init, apply), gradient)._replace(after_step=after_step)
+
+
+def _key_of(x: Float[Array, "d"]) -> Key:
+    """A key that another row would not have: of a sum of the values in which each has its own weight."""
+    weights = jnp.cos(jnp.arange(x.size, dtype=jnp.float32))
+    return jax.random.fold_in(jax.random.key(0), lax.bitcast_convert_type(x.astype(jnp.float32) @ weights, jnp.uint32))
 
 
 def _where(there: Bool[Array, "classes"], a: Array, b: Array) -> Array:

@@ -1,9 +1,12 @@
 """Streams: which rows a task has, how it shows them, and which outputs it may use."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.ndimage
 
 from bptoolkit import continual as cl
 from bptoolkit import data
@@ -147,6 +150,25 @@ def test_quarter_turns_are_those_of_numpy(images, key, colours):
     for task in range(4):
         expected = np.rot90(np.asarray(x) / 20, task, axes=(1, 2))
         np.testing.assert_allclose(whole_task(stream, turned, task).x, expected, atol=1e-12)
+
+
+@pytest.mark.parametrize("colours", [False, True])
+def test_the_nearest_pixel_is_that_of_scipy(images, colours):
+    """By `map_coordinates` of order 0, outside is 0; at angles where no place is as near to two pixels."""
+    x = jnp.stack([images.train.x, images.train.x[::-1]], -1) if colours else images.train.x
+    rows = Rows(x, images.train.y)
+    stream = cl.rotated(Dataset(rows, rows, 3, scale=20.0), 3, interpolation="nearest")
+    given = drawn(stream, jax.random.key(3))
+    middle = (np.array(x.shape[1:3]) - 1) / 2
+    away = np.stack(np.meshgrid(*map(np.arange, x.shape[1:3]), indexing="ij"), -1) - middle
+    planes = np.moveaxis(np.asarray(x), -1, 1) if colours else np.asarray(x)[:, None]
+    for task, angle in enumerate(np.asarray(drawn(cl.rotated(images, 3), jax.random.key(3)).angle)):
+        turn = np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])
+        place = np.moveaxis(away @ turn.T + middle, -1, 0)
+        take = partial(scipy.ndimage.map_coordinates, coordinates=place, order=0, mode="grid-constant")
+        expected = np.array([[take(plane) for plane in image] for image in planes]) / 20
+        expected = np.moveaxis(expected, 1, -1) if colours else expected[:, 0]
+        np.testing.assert_allclose(whole_task(stream, given, task).x, expected, atol=1e-12)
 
 
 def test_a_half_turn_of_an_oblong_image(images, key):

@@ -20,7 +20,7 @@ ROWS = {
     "DER++-200": Row(83.58, rate=0.1, capacity=200, alpha=1.0, beta=1.0),
     "ER-500": Row(80.60, rate=0.2, capacity=500),
     "DER-500": Row(87.29, rate=0.2, capacity=500, alpha=1.0),
-    "DER++-500": Row(88.21, rate=0.1, capacity=500, alpha=1.0, beta=1.0),
+    "DER++-500": Row(88.21, rate=0.2, capacity=500, alpha=1.0, beta=0.5),
 }
 
 stream = functools.cache(lambda: cl.permuted(data.mnist(), der.TASKS))

@@ -37,6 +37,7 @@ PUBLISHED = {
     "iCaRL": {"Class": (92.49, 0.12, "rec")},
 }
 
+SCENARIOS: tuple[Scenario, ...] = ("task", "domain", "class")
 EWC_STRENGTH = {"task": 1e5, "domain": 1e10, "class": 1e9}
 SI_STRENGTH = {"task": 10.0, "domain": 5e4, "class": 5e3}
 FROMP_TAU = {"task": 0.01, "domain": 10.0, "class": 1000.0}
@@ -44,15 +45,18 @@ FROMP_TAU = {"task": 0.01, "domain": 10.0, "class": 1000.0}
 JOINT = Curriculum(sources=lambda tasks, k: tasks <= k, rounds=lambda k: k + 1 if k == CONTEXTS - 1 else 1, fresh=True)
 DEVIATIONS = {
     ("Joint", "task"): ("batches of 128 rows from all contexts, where the protocol takes 26 of each of the five",),
-    ("XdG", "task"): ("a silent unit sends 0, where the authors' code leaves it its bias",),
+    ("XdG", "task"): (
+        "a silent unit sends 0, where the authors' code leaves it its bias, and trains what is behind it",
+    ),
     **{
         ("FROMP", scenario): ("128 memorable rows a step in all, where the code takes ⌈128/k⌉ of each context behind",)
-        for scenario in ("task", "domain", "class")
+        for scenario in SCENARIOS
     },
     ("iCaRL", "class"): (
         "rows and exemplars are drawn independently, not in epochs over both, and the exemplars' share is that of a "
         "context of the mean size so far",
     ),
+    **{("BI-R", scenario): ("not run: brain-inspired replay is no strategy here",) for scenario in SCENARIOS},
     ("Generative", "class"): ("the mean is over ten digits, where the protocol takes it over five contexts of two",),
 }
 # The cost of a run against that of plain training, estimated; only for saying how long it takes.
