@@ -51,12 +51,13 @@ def plasticity(model: Model, params: Params, x: Float[Array, "b *d"], threshold:
 def dormant_and_last(
     model: Model, params: Params, x: Float[Array, "b *d"], threshold: float = THRESHOLD
 ) -> tuple[Float[Array, ""], Float[Array, "b units"]]:
-    """The share of dormant units, and what the last hidden layer sends."""
+    """The share of dormant units, NaN where activities are not finite, and what the last hidden layer sends."""
     hidden = jax.vmap(lambda x: hidden_activities(model, params, x))(x)
     size = [jnp.mean(jnp.abs(h), axis=tuple(range(h.ndim - 1))) for h in hidden]
     dormant = jnp.concatenate([a <= threshold * jnp.mean(a) for a in size])
     last = hidden[-1].reshape(len(x), -1)
-    return jnp.mean(dormant, dtype=last.dtype), last
+    known = jnp.all(jnp.stack([jnp.all(jnp.isfinite(a)) for a in size]))
+    return jnp.where(known, jnp.mean(dormant, dtype=last.dtype), jnp.nan), last
 
 
 def effective_rank(features: Float[Array, "b units"]) -> Float[Array, ""]:

@@ -12,10 +12,12 @@ from bptoolkit.continual.activity import Plasticity
 from bptoolkit.continual.gates import hidden_units
 from bptoolkit.continual.streams import Stream, spec
 from bptoolkit.learning.fit import Curves, check_budget
-from bptoolkit.learning.learner import Learner, check_outputs
+from bptoolkit.learning.learner import Learner, StreamSpec, check_outputs
 from bptoolkit.types import Params
 
 __all__ = ["Cost", "Experiment", "Hyper", "Result"]
+
+PROBED = 10_000  # rows of a probe at most
 
 Hyper: TypeAlias = Mapping[str, Any]
 """The numbers that an experiment's learner and optimiser are made from, by name; traced while a run goes on."""
@@ -52,8 +54,8 @@ class Experiment:
 
     def __post_init__(self):
         check_budget(self.steps, 1 if self.batch is None else self.batch)
-        if self.probe is not None and not self.probe >= 1:
-            raise ValueError(f"probe must be at least 1 row, or None, got {self.probe}.")
+        if self.probe is not None and not 1 <= self.probe <= PROBED:
+            raise ValueError(f"probe must be 1 … {PROBED:,} rows, or None, got {self.probe}.")
         every = self.evaluate_every
         if every is not None and not (1 <= every <= self.steps and self.steps % every == 0):
             raise ValueError(f"evaluate_every must divide steps, {self.steps}, got {every}.")
@@ -62,11 +64,15 @@ class Experiment:
         """Raise, before anything is compiled, where learner or stream cannot work with these numbers."""
         learner, _ = self.build(self.hyper)
         params = jax.eval_shape(learner.model.init, jax.random.key(0))
-        described = spec(self.stream)._replace(steps=self.steps)
+        described = self.described()
         check_outputs(learner.model, params, described.example)
         if self.probe is not None:
             hidden_units(learner.model, params, "probe")
         jax.eval_shape(lambda params, key: learner.init(params, described, key), params, jax.random.key(0))
+
+    def described(self) -> StreamSpec:
+        """The static facts that a learner's memory is built from."""
+        return spec(self.stream)._replace(steps=self.steps)
 
     def build(self, hyper: Hyper) -> tuple[Learner, optax.GradientTransformation]:
         """The learner and the optimiser for these numbers."""
@@ -85,7 +91,7 @@ class Cost:
     ms_per_1000: milliseconds for 1000 predictions, compiled, one net.
     seconds: of training and evaluation, without compiling; compile_seconds: of compiling, or of reading the cache.
     steps: updates made per seed.
-    peak_bytes: temporary memory of the largest compiled program, beside data and state.
+    peak_bytes: temporary memory of the largest compiled program on one device, beside data and state.
     memory_bytes: what the learner keeps of one net beside weights and optimiser: stored rows, anchors, old nets.
     layout: how the seeds lay on the devices.
     """

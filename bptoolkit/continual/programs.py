@@ -22,7 +22,7 @@ from bptoolkit.continual.activity import dormant_and_last, weight_norm
 from bptoolkit.continual.experiment import Experiment, Hyper
 from bptoolkit.continual.lanes import Lanes
 from bptoolkit.continual.layout import SEED, WHOLE, Layout, fetch, mesh_of, over_lanes, place, split_rows
-from bptoolkit.continual.streams import Indices, Stream, View, gather, spec
+from bptoolkit.continual.streams import Indices, Stream, View, gather
 from bptoolkit.learning.fit import Progress, train
 from bptoolkit.learning.learner import Learner, Task, check_outputs
 from bptoolkit.learning.losses import correct
@@ -44,7 +44,7 @@ class Lane(NamedTuple):
 
 
 class Probed(NamedTuple):
-    """Of one net, on the rows of `Experiment.probe`; the rank of `last` is left to the host, as LAPACK is."""
+    """Of one net, on the rows of `Experiment.probe`; the rank of `last` is found outside the programs, with LAPACK."""
 
     dormant: Float[Array, ""]
     last: Float[Array, "rows units"]  # what the last hidden layer sends
@@ -61,7 +61,7 @@ class Programs:
             )
         stream = experiment.stream
         self.layout, self.mesh = layout, mesh_of(layout)
-        self.compile_seconds, self.peak_bytes = 0.0, 0
+        self.compile_seconds, self.peak_bytes, self.probes = 0.0, 0, experiment.probe is not None
         self.data = place((stream.data.train, stream.data.test), self.mesh, WHOLE)
         task, number = np.int32(0), np.int32(0)
 
@@ -96,7 +96,7 @@ def _start(experiment: Experiment, key: Key, hyper: Hyper) -> tuple[Lane, Progre
     learner, optimizer = experiment.build(hyper)
     draw_key, init_key, memory_key, train_key = jax.random.split(key, 4)
     params = learner.model.init(init_key)
-    described = spec(experiment.stream)._replace(steps=experiment.steps)
+    described = experiment.described()
     check_outputs(learner.model, params, described.example)
     memory = learner.init(params, described, memory_key)
     lane = Lane(experiment.stream.draw(draw_key), hyper, train_key)
@@ -190,7 +190,7 @@ def _evaluate(
     nth, rows = jnp.arange(experiment.probe, dtype=jnp.int32), jnp.sum(view.count, dtype=jnp.int32)
     whole, rest = rows // experiment.probe, rows % experiment.probe
     place = nth * whole + nth * rest // experiment.probe  # ⌊n · rows / probe⌋, in small integers
-    batch = _at(stream, layout, test_rows, lane.indices, view, view.count, place, place >= 0)
+    batch = _at(stream, layout, test_rows, lane.indices, view, view.count, place, jnp.ones(place.shape, bool))
     dormant, last = dormant_and_last(learner.model, progress.params, batch.x)
     return table, Probed(dormant, last, weight_norm(progress.params))
 

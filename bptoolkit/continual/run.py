@@ -17,7 +17,6 @@ from bptoolkit.continual.experiment import Cost, Experiment, Result
 from bptoolkit.continual.lanes import Grid, Lanes, filled, make_lanes
 from bptoolkit.continual.layout import Layout, choose_layout, fetch
 from bptoolkit.continual.programs import Programs, weights_of
-from bptoolkit.continual.streams import spec
 from bptoolkit.continual.walk import Moment, RunState, Walk, read, taken_up, updates_a_call
 from bptoolkit.learning.fit import Curves
 from bptoolkit.types import Key, Params
@@ -118,7 +117,7 @@ def run_grid(
         compile_seconds=programs.compile_seconds / len(lanes.points),
         steps=walk.total,
         peak_bytes=programs.peak_bytes,
-        memory_bytes=memory_bytes(learner, spec(experiment.stream)._replace(steps=experiment.steps)),
+        memory_bytes=memory_bytes(learner, experiment.described()),
         layout=str(layout),
     )
     costs = _priced(cost, experiment, lanes, params, state.curves)

@@ -89,11 +89,11 @@ class Walk:
         return state._replace(
             progress=progress,
             tables=(*state.tables, table),
+            seconds=state.seconds + time.perf_counter() - began,
             probed=(*state.probed, *_figures(probed)),
             curves=(*state.curves, _rebinned(state.begun)),
             finite=(*state.finite, finite),
             begun=(),
-            seconds=state.seconds + time.perf_counter() - began,
             within=(*state.within[:-1], table[:, 0]) if self.every else (),
         )
 
@@ -130,10 +130,12 @@ def taken_up(state: RunState, programs: Programs, nets: int) -> RunState:
     wanted, structure = jax.tree.flatten(programs.first)
     leaves = jax.tree.leaves(state.progress)
     described = [[f"{leaf.dtype}{leaf.shape[1:]}" for leaf in some] for some in (wanted, leaves)]
-    if described[0] != described[1] or any(len(leaf) < nets for leaf in leaves):
+    same_probe = bool(state.probed) == programs.probes
+    if described[0] != described[1] or any(len(leaf) < nets for leaf in leaves) or not same_probe:
         raise ValueError(
             f"The state belongs to another run: this one carries {', '.join(described[0])} for each of {nets} nets, "
-            f"the state {', '.join(described[1])} for {min(map(len, leaves), default=0)}.\n"
+            f"the state {', '.join(described[1])} for {min(map(len, leaves), default=0)}"
+            f"{'' if same_probe else ', and one of the two has a probe, the other none'}.\n"
             "Take up a run with the experiment, key and seeds that it began with, or start anew."
         )
     rows = np.minimum(np.arange(len(wanted[0])), nets - 1)
@@ -154,12 +156,14 @@ def _mean(values) -> float:
     return float(np.mean(values, where=finite)) if finite.any() else float("nan")
 
 
+_ranks = jax.jit(jax.vmap(effective_rank))
+
+
 def _figures(probed: Probed | None) -> tuple[np.ndarray, ...]:
     """The fields of Plasticity side by side, (nets, 3), if anything was probed."""
     if probed is None:
         return ()
-    rank = jax.jit(jax.vmap(effective_rank))(probed.last)
-    return (np.stack([probed.dormant, np.asarray(rank), probed.weight_norm], axis=1),)
+    return (np.stack([probed.dormant, np.asarray(_ranks(probed.last)), probed.weight_norm], axis=1),)
 
 
 def _rebinned(curves: tuple[Curves, ...]) -> Curves:

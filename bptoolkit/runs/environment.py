@@ -14,6 +14,7 @@ from typing import Any
 import jax
 
 PROVENANCE = ("command", "started", "ended", "python", "machine", "devices", "source")
+EARLIER = ("started", "machine", "source")  # of each start that was broken off
 LIBRARIES = ("jax", "jaxlib", "optax", "flax", "numpy")
 
 
@@ -38,7 +39,10 @@ def environment(config: Mapping[str, Any]) -> dict[str, Any]:
 def provenance(told: Mapping[str, Any]) -> dict[str, Any]:
     """What is committed with a result, of what `environment` told: all but what is long or a place on this machine."""
     known = lambda of, names: {name: of[name] for name in names if of.get(name) is not None}
-    return known(told, PROVENANCE) | {"packages": known(told.get("packages") or {}, LIBRARIES)}
+    settings = {name: value for name, value in (told.get("settings") or {}).items() if not name.endswith("_dir")}
+    kept = known(told, PROVENANCE) | {"settings": settings, "packages": known(told.get("packages") or {}, LIBRARIES)}
+    earlier = [known(start, EARLIER) for start in told.get("earlier") or ()]
+    return kept | ({"earlier": earlier} if earlier else {})
 
 
 def software() -> dict[str, Any]:

@@ -18,11 +18,12 @@ Row = dict[str, Any]
 DASH = "–"
 COST = (
     "FLOPs are of one prediction; ms is per 1000 predictions; the other times are seconds. Memory is what one net's "
-    "strategy keeps beside weights and optimiser; peak is the temporary memory of the largest program, all seeds."
+    "strategy keeps beside weights and optimiser; peak is the temporary memory of the largest program on one device."
 )
 EXPLAINED = {
-    "Within tasks": "Of tests within the tasks: how far a task falls while the next is learned, and recovers; the mean "
-    "of each earlier task's lowest accuracy; and the bound that this puts on the average accuracy.",
+    "Within tasks": "Of tests within the tasks: how far a task falls while the next is learned, and recovers "
+    "(stability gap); the mean of each earlier task's lowest accuracy after it was learned; and the bound that this "
+    "puts on the average accuracy. Under joint each stage begins with a new net, whose falls these are.",
     "Plasticity": "Plasticity, after the first and the last task: dormant hidden units in %, effective rank of the "
     "last hidden layer, norm of the weights.",
 }

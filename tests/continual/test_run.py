@@ -377,6 +377,24 @@ def test_plasticity_after_every_task_is_that_of_the_weights_then(clouds, recorde
     assert recorded[0].plasticity is None
 
 
+def test_a_probe_is_spread_evenly_over_all_tasks(clouds):
+    """Ten of 48 test rows: rows ⌊n · 48/10⌋ of the tasks laid end to end.  Negative control: the first ten are not."""
+    made = cl.Experiment(cl.split(clouds, 2, shuffle=False), learning.backprop(MODEL), optax.sgd(RATE), 1, 4, probe=10)
+    found = cl.run(made, jax.random.key(0), 1, layout=STACKED).plasticity.effective_rank[0, -1]
+    params = jax.tree.map(lambda leaf: leaf[0], cl.run(made, jax.random.key(0), 1, layout=STACKED).params)
+    in_order = jnp.asarray(np.concatenate([np.flatnonzero(np.asarray(clouds.test.y) == c) for c in range(6)]))
+    rank = lambda place: cl.plasticity(MODEL, params, clouds.test.x[in_order[place]]).effective_rank
+    np.testing.assert_allclose(found, rank(jnp.arange(10) * 48 // 10), rtol=1e-4)
+    assert abs(found - rank(jnp.arange(10))) > 1e-3
+
+
+def test_the_plasticity_of_a_seed_that_diverged_is_unknown(clouds):
+    wild = cl.Experiment(cl.split(clouds, 2), learning.backprop(MODEL), optax.sgd(1e300), 4, 4, probe=10)
+    found = cl.run(wild, jax.random.key(0), 1).plasticity
+    assert np.isfinite(found.dormant[:, 0]).all()
+    assert np.isnan(found.dormant[:, -1]).all()
+
+
 def test_plasticity_of_a_net_that_settles_is_of_its_settled_states(clouds):
     net = equilibrium(rate_cell(4, 5, 6))
     learner = learning.backprop(net)
@@ -387,7 +405,7 @@ def test_plasticity_of_a_net_that_settles_is_of_its_settled_states(clouds):
 
 
 def test_a_probe_needs_rows_and_units_to_look_at(clouds):
-    with pytest.raises(ValueError, match="probe must be at least 1 row, or None, got 0"):
+    with pytest.raises(ValueError, match="probe must be 1 … 10,000 rows, or None, got 0"):
         experiment(clouds, probe=0)
     hidden = MODEL._replace(layers=None)
     with pytest.raises(ValueError, match="probe needs a model that shows its hidden units"):

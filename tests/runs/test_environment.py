@@ -41,10 +41,16 @@ def test_the_environment_says_where_it_ran(record, tmp_path, monkeypatch):
     assert found["command"].startswith("python ")
 
 
-def test_what_is_committed_of_it_is_short_and_names_no_place_on_this_machine(record, tmp_path):
-    kept = provenance(record(tmp_path))
+def test_what_is_committed_of_it_is_short_and_tells_of_earlier_starts(record, tmp_path):
+    """Where compiled programs are kept is a place on this machine."""
+    told = record(tmp_path) | {"earlier": [{"started": "before", "source": {"commit": "old"}, "error": "killed"}]}
+    told["settings"]["compilation_cache_dir"] = str(tmp_path / "compiled")
+    kept = provenance(told)
     assert {"command", "started", "python", "machine", "devices"} <= set(kept)
-    assert not {"settings", "ended", "state"} & set(kept)  # not ended yet
+    assert not {"ended", "state"} & set(kept)  # not ended yet
+    assert "compiled" not in json.dumps(kept)
+    assert kept["settings"]["enable_x64"] is True
+    assert kept["earlier"] == [{"started": "before", "source": {"commit": "old"}}]
     assert kept["packages"]["numpy"] == np.__version__
     assert len(kept["packages"]) == 5
 
