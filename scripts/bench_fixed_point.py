@@ -50,6 +50,7 @@ from fixed_point_table import DEFAULT, markdown
 
 from bptoolkit import fixed_point as fp
 from bptoolkit.runs.devices import prepare
+from bptoolkit.runs.environment import environment, provenance
 
 ACCURATE = 1e-4
 LIBRARIES = ("bptoolkit", *PEERS, "unrolled")
@@ -73,6 +74,7 @@ def main(options: Options) -> None:
         return
     prepare(jax.config, None)
     report: dict[str, Any] = {"problems": {}}
+    made = provenance(environment({}))
     if options.out is not None and options.out.exists():
         report = json.loads(options.out.read_text("utf-8"))
     missing = [name for name in PEERS if importlib.util.find_spec(name) is None]
@@ -80,7 +82,7 @@ def main(options: Options) -> None:
     for name in options.problems:
         problem = PROBLEMS[name]()
         jax.config.update("jax_enable_compilation_cache", False)
-        report["problems"][name] = study(problem, options)
+        report["problems"][name] = study(problem, options) | {"made": made}
         print(name, {n: row.get("ms") for n, row in report["problems"][name]["rows"].items()}, file=sys.stderr)
         if options.out is not None:
             options.out.write_text(json.dumps(report, indent=1) + "\n", "utf-8")

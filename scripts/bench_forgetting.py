@@ -42,6 +42,7 @@ from bptoolkit import data, learning, models
 from bptoolkit import fixed_point as fp
 from bptoolkit.data import as_pixels, gaussian_classes
 from bptoolkit.runs.devices import prepare
+from bptoolkit.runs.environment import environment, provenance
 from bptoolkit.types import Dataset
 
 
@@ -60,6 +61,7 @@ def main(options: Options) -> None:
     prepare(jax.config, options.devices)
     images, source = mnist()
     report = {
+        "made": provenance(environment({})),
         "load_before": os.getloadavg(),
         "devices": [str(d) for d in jax.devices()],
         "jax": jax.__version__,

@@ -33,6 +33,7 @@ from jax import lax
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from bptoolkit import fixed_point as fp
+from bptoolkit.runs.environment import environment, provenance
 
 UNITS, RTOL, MAX_STEPS, LARGEST = 16, 1e-4, 2000, 1.05
 KINDS = ("symmetric", "random", "rotations", "tanh", "turning", "nan", "jordan")
@@ -58,7 +59,13 @@ def main(options: Options) -> None:
         jordan = ", ".join(f"{100 * row['jordan'][k]:.1f}" for k in ("wrong_3", "wrong_10"))
         print(f"{name:32} {row['converged']:9d} {' '.join(shares)}   {jordan}", flush=True)
     if options.out is not None:
-        record = {"maps": each * len(KINDS), "rtol": RTOL, "max_steps": MAX_STEPS, "methods": table}
+        record = {
+            "made": provenance(environment({})),
+            "maps": each * len(KINDS),
+            "rtol": RTOL,
+            "max_steps": MAX_STEPS,
+            "methods": table,
+        }
         options.out.write_text(json.dumps(record, indent=1) + "\n", "utf-8")
 
 

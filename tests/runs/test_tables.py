@@ -2,6 +2,7 @@
 
 import re
 
+import numpy as np
 import pytest
 from rich.console import Console
 
@@ -82,7 +83,15 @@ def test_plasticity_and_tests_within_tasks_have_tables_where_they_were_measured(
     assert "Dormant, first task" in text
     assert "effective rank of the last hidden layer" in text
     assert "Stability gap" not in text
-    assert "Dormant" not in markdown_table(summarise(results))
+    run = ["net", "strategy", "scenario"]
+    within = {
+        "within": ([*run, "seed", "evaluation", "on"], np.full((2, 4, 2, 4, 10, 5), 0.75)),
+        "end": ([*run, "task"], np.broadcast_to(np.arange(1, 10, 2.0), (2, 4, 2, 5))),
+    }
+    text = markdown_table(summarise(results.assign(within)))
+    assert "| Stability gap | Minimum accuracy | Worst-case accuracy |" in text
+    assert "| 0.00 ± 0.00 | 75.00 ± 0.00 | 75.00 ± 0.00 |" in text
+    assert "Dormant" not in text
 
 
 def test_a_failed_settling_is_marked_in_every_table(summary):
