@@ -30,7 +30,8 @@ from bptoolkit import continual as cl, data as sets, learning, models, runs
 
 stream = cl.split(sets.gaussian_classes(jax.random.key(1), 4, 12, 5), classes_per_task=2)
 experiment = cl.Experiment(
-    stream, learning.backprop(models.mlp(5, 7, 4)), lambda hyper: optax.sgd(hyper["rate"]), 4, 8, hyper={"rate": 0.1}
+    stream, learning.backprop(models.mlp(5, 7, 4)), lambda hyper: optax.sgd(hyper["rate"]), 4, 8, hyper={"rate": 0.1},
+    evaluate_every=2, probe=8,
 )
 
 def waiting(name, moment):
@@ -133,6 +134,9 @@ def test_several_processes_find_what_one_finds(start, alone, tmp_path, processes
     expected = runs.load_results(alone)["accuracy"].values
     for _, accuracy in reports:
         np.testing.assert_array_equal(accuracy, expected)
+    for name in ("within", "dormant", "effective_rank", "weight_norm"):
+        one, many = (runs.load_results(folder)[name].values for folder in (alone, tmp_path / "run"))
+        np.testing.assert_allclose(many, one, rtol=1e-4, err_msg=name)
     assert runs.load_results(tmp_path / "run")["accuracy"].values.tolist() == expected.tolist()
 
 
