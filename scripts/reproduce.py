@@ -23,18 +23,18 @@ import jax
 import numpy as np
 import tyro
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the protocols lie beside this folder
+
+from bptoolkit import continual as cl
+from bptoolkit import runs
+from bptoolkit.continual.experiment import Experiment
+from bptoolkit.continual.streams import Scenario
+from bptoolkit.runs.devices import prepare
+from bptoolkit.runs.environment import environment, provenance, source
+from bptoolkit.runs.published import Cell, Table, as_data, compared, text_table
+from bptoolkit.runs.record import read_json, write_json
+
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
-
-from bptoolkit import continual as cl  # noqa: E402  (the protocols lie beside this folder, not in a package)
-from bptoolkit import runs  # noqa: E402
-from bptoolkit.continual.experiment import Experiment  # noqa: E402
-from bptoolkit.continual.streams import Scenario  # noqa: E402
-from bptoolkit.runs.devices import prepare  # noqa: E402
-from bptoolkit.runs.environment import environment, provenance, source  # noqa: E402
-from bptoolkit.runs.published import Cell, Table, as_data, compared, text_table  # noqa: E402
-from bptoolkit.runs.record import read_json, write_json  # noqa: E402
-
 TABLES = ROOT / "experiments" / "published"
 CALIBRATION = 30  # updates timed of each task but the first
 

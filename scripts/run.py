@@ -28,16 +28,16 @@ import tyro
 from rich.console import Console
 from rich.markup import escape
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the experiments lie beside this folder
+
+from bptoolkit import continual as cl
+from bptoolkit import runs
+from bptoolkit.runs.devices import cache_folder, group_of, prepare
+from bptoolkit.runs.fields import Count, Range, check_fields
+from bptoolkit.runs.lifeline import GONE, LOST
+from bptoolkit.runs.processes import end, is_leader, lost
+
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
-
-from bptoolkit import continual as cl  # noqa: E402  (the experiments lie beside this folder, not in a package)
-from bptoolkit import runs  # noqa: E402
-from bptoolkit.runs.devices import cache_folder, group_of, prepare  # noqa: E402
-from bptoolkit.runs.fields import Count, Range, check_fields  # noqa: E402
-from bptoolkit.runs.lifeline import GONE, LOST  # noqa: E402
-from bptoolkit.runs.processes import end, is_leader, lost  # noqa: E402
-
 EXPERIMENTS = ROOT / "experiments"
 Devices = Annotated[int, Range(1, 1024)]
 WIDTH = 110  # of tables that go to a file or a pipe

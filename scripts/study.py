@@ -18,15 +18,15 @@ from typing import Annotated, Any
 import jax
 import tyro
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the studies lie beside this folder
+
+from bptoolkit import runs
+from bptoolkit.runs.devices import prepare
+from bptoolkit.runs.environment import environment, provenance
+from bptoolkit.runs.figures import style
+from bptoolkit.runs.record import replacing, write_json
+
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
-
-from bptoolkit import runs  # noqa: E402  (the studies lie beside this folder, not in a package)
-from bptoolkit.runs.devices import prepare  # noqa: E402
-from bptoolkit.runs.environment import environment, provenance  # noqa: E402
-from bptoolkit.runs.figures import style  # noqa: E402
-from bptoolkit.runs.record import replacing, write_json  # noqa: E402
-
 STUDIES = ROOT / "experiments" / "studies"
 
 

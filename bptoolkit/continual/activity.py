@@ -12,9 +12,9 @@ from jaxtyping import Array, Float
 from bptoolkit.continual.gates import Gates, hidden_units
 from bptoolkit.types import Batch, Model, Params
 
-THRESHOLD = 0.025  # τ of a dormant unit
-
 __all__ = ["Plasticity", "effective_rank", "mean_activity", "plasticity", "weight_norm"]
+
+THRESHOLD = 0.025  # τ of a dormant unit
 
 
 class Plasticity(NamedTuple):
