@@ -190,3 +190,14 @@ def test_a_generative_classifier_forgets_nothing():
 def test_bad_numbers_are_refused(build, sentence):
     with pytest.raises(ValueError, match=sentence):
         build()
+
+
+def test_importance_samples_are_another_for_each_class_and_row_and_the_same_again():
+    """Three equal auto-encoders: with one noise for all, their likelihoods would be equal."""
+    model = cl.generative_classifier(4, 3, hidden=(5,), latent=2, samples=3).model
+    params = jax.tree.map(lambda leaf: jnp.stack([leaf[0]] * 3), model.init(jax.random.key(0)))
+    x = jnp.array([[0.1, 0.9, 0.4, 0.0], [0.9, 0.1, 0.4, 0.0]])
+    first, again = (jax.vmap(model.apply, (None, 0))(params, x)[0] for _ in range(2))
+    np.testing.assert_array_equal(first, again)
+    assert len(set(np.asarray(first[0]).tolist())) == 3
+    assert not np.allclose(first[0] - first[0, 0], first[1] - first[1, 0])
