@@ -14,7 +14,7 @@ import numpy as np
 from jax.experimental.multihost_utils import broadcast_one_to_all, process_allgather
 
 from bptoolkit.continual.layout import SEED, Layout, fetch, mesh_of, place
-from bptoolkit.runs.lifeline import hang_by, hold, patient
+from bptoolkit.runs.lifeline import hang_by, hold, joined, patient
 
 __all__ = ["Group", "cache_folder", "group_of", "prepare"]
 
@@ -119,6 +119,7 @@ def _join(group: Group, service: str) -> None:
         heartbeat_timeout_seconds=HEARTBEAT,
         shutdown_timeout_seconds=PATIENCE,
     )
+    joined.set()
     _meet()
 
 

@@ -16,12 +16,10 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from threading import Thread, Timer, current_thread, main_thread
+from threading import Event, Thread, Timer, current_thread, main_thread
 from typing import NoReturn
 
-import jax
-
-__all__ = ["GONE", "LOST", "hang_by", "hold", "patient"]
+__all__ = ["GONE", "LOST", "hang_by", "hold", "joined", "patient"]
 
 LOST = 3  # the exit code where another process has gone
 GONE = (
@@ -33,14 +31,15 @@ LATE = (
     "with its own --process; all must reach {}."
 )
 GRACE = 2.0  # seconds in which a process that is in an exchange ends by itself
+joined = Event()  # set once JAX has found all processes; the end of an earlier connection is JAX's to mend
 PIECE = 65536  # bytes
 
 
 def hang_by(coordinator: str, silence: float) -> str:
     """Relay a coordination service; the address to give to `jax.distributed.initialize` in its place.
 
-    Once JAX has joined, the process ends with the sentence `GONE` and the code `LOST`, `GRACE` seconds after process 0
-    has: its system closes the connection.  Where it cannot, as in a broken network, silence tells.
+    Once all have `joined`, the process ends with the sentence `GONE` and the code `LOST`, `GRACE` seconds after
+    process 0 has: its system closes the connection.  Where it cannot, as in a broken network, silence tells.
 
     Args:
         coordinator: HOST:PORT of process 0.
@@ -113,15 +112,18 @@ def _serve(listening: socket.socket, target: tuple[str, int], silence: float, wh
 
 
 def _carry(inner: socket.socket, target: tuple[str, int], silence: float, whose: str) -> None:
-    """Carry one connection both ways until the watched side ends it; before JAX has joined, JAX tries again."""
+    """Carry one connection both ways until the watched side ends it; before all have `joined`, JAX tries again.
+
+    It ends so where process 0 listens already, and JAX does not listen behind it yet.
+    """
     with inner, suppress(OSError), socket.create_connection(target, silence) as outer:
         watched, own = (outer, inner) if whose == "Process 0" else (inner, outer)
         watched.settimeout(silence)
         own.settimeout(None)
         Thread(target=_pour, args=(own, watched), daemon=True).start()
         _pour(watched, own)
-        time.sleep(GRACE)
-        if jax.distributed.is_initialized():
+        if joined.is_set():
+            time.sleep(GRACE)
             _end(GONE.format(whose))
 
 

@@ -197,6 +197,21 @@ def test_a_process_whose_others_do_not_come_says_so():
     assert "The 2 processes of this run have not all come within 1 s." in errors
 
 
+def test_a_connection_that_ends_before_all_have_joined_is_tried_again():
+    """Process 0 listens a moment before JAX does behind it; what comes in between is turned away."""
+    with socket.create_server(("127.0.0.1", 0)) as early:
+        port = early.getsockname()[1]
+        follower = python(BUSY, [1, port])
+        early.accept()[0].close()
+    started = [python(BUSY, [0, port]), follower]
+    try:
+        assert all("joined\n" in (process.stdout or ()) for process in started)
+    finally:
+        for process in started:
+            process.kill()
+            process.communicate()
+
+
 @pytest.mark.parametrize(("victim", "whose"), [(0, "Process 0"), (1, "Another process")], ids=["leader", "follower"])
 def test_a_process_that_hears_nothing_ends_in_a_sentence_when_another_is_killed(victim, whose):
     """Far from any exchange, where JAX's runtime would abort it."""
