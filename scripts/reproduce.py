@@ -241,7 +241,8 @@ def cell_of(table: Table, method: str, column: str, key: int, folder: Path) -> C
     whole = [one for one in held if one is not None and one["finite"]]
     if lost := sum(one is not None for one in held) - len(whole):
         deviations += (f"seeds that diverged are left out: {lost}",)
-    return compared(published, np.array([float(score(Found.of(one))) for one in whole]), deviations, table.unit)
+    values = np.array([float(score(Found.of(one))) for one in whole])
+    return compared(published, values, deviations, table.unit, table.seeds)
 
 
 def sources(folder: Path) -> list[dict[str, Any] | None]:

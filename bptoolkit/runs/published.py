@@ -1,7 +1,9 @@
 """A published table beside what was measured: difference, and how many combined standard errors that is.
 
     SEM = √(σ²/(n − 1)),  σ² the population variance (as van de Ven et al. state it; it is s/√n)
-    z   = (measured − published) / √(SEM_m² + SEM_p²), with SEM_p = 0 where none was published
+    z   = (measured − published) / √(SEM_m² + SEM_p²)
+
+Where no SEM_p was published, the published seeds are taken to scatter as the measured ones: SEM_p = s/√(their number).
 
 A figure carries where it was read: "src" the authors' code, "ft" the paper's text, "3p" an independent transcription,
 "fig" read off a figure (± 0.5), "rec" from general knowledge, unverified.  "fig" and "rec" are targets to look at.
@@ -45,6 +47,7 @@ class Table(NamedTuple):
     define: of (method, scenario); the experiment to the protocol's letter, or None where the method has no such run.
     deviations: of (method, scenario): what is not to the letter; empty where all is.
     unit: of the figures, in points: 1 for %, 0.01 for shares.
+    seeds: behind each published figure that has no standard error.
     weight: of a method, how many times the updates of plain training it costs, for estimates.
     """
 
@@ -57,6 +60,7 @@ class Table(NamedTuple):
     deviations: Callable[[str, Scenario], tuple[str, ...]]
     weight: Mapping[str, float]
     unit: float = 1.0
+    seeds: int = 1
 
 
 class Cell(NamedTuple):
@@ -80,16 +84,21 @@ def sem(values: Float[np.ndarray, "n"]) -> float:
 
 
 def compared(
-    published: Figure | None, values: Float[np.ndarray, "n"], deviations: tuple[str, ...] = (), unit: float = 1.0
+    published: Figure | None,
+    values: Float[np.ndarray, "n"],
+    deviations: tuple[str, ...] = (),
+    unit: float = 1.0,
+    seeds: int = 1,
 ) -> Cell:
-    """One cell, from the values of its seeds, in figures of this unit."""
+    """One cell, from the values of its seeds, in figures of this unit; `seeds` as in `Table`."""
     values = np.asarray(values, np.float64)
     mean = float(values.mean()) if values.size else math.nan
     own = sem(values)
     if published is None:
         return Cell(None, mean, own, values.size, math.nan, math.nan, None, deviations, tuple(values.tolist()))
     difference = mean - published.mean
-    both = math.hypot(own, published.sem or 0.0)
+    theirs = own * math.sqrt(values.size / seeds) if published.sem is None else published.sem
+    both = math.hypot(own, theirs)
     z = difference / both if both > 0 else math.nan
     near = None if math.isnan(own) or math.isnan(difference) else abs(difference) <= max(NEAR * unit, 2 * both)
     return Cell(published, mean, own, values.size, difference, z, near, deviations, tuple(values.tolist()))
@@ -106,7 +115,7 @@ def text_table(table: Table, cells: Mapping[tuple[str, str], Cell]) -> str:
             f"{_pm(cell.measured, cell.sem, digits):>16} {cell.n:>3} "
             f"{_number(cell.difference, f'+.{digits}f'):>7} {_number(cell.z, '+.1f'):>6} {_verdict(cell)}".rstrip()
         )
-    lines += ["", *(f"- {note}" for note in (*table.notes, *_marks(cells), *_bare(cells), *_deviations(cells)))]
+    lines += ["", *(f"- {note}" for note in (*table.notes, *_marks(cells), *_bare(table, cells), *_deviations(cells)))]
     return "\n".join(lines)
 
 
@@ -162,9 +171,10 @@ def _marks(cells: Mapping[tuple[str, str], Cell]) -> list[str]:
     return ["[rec] and [fig] are unverified figures: look at them, do not rely on them."] if doubtful else []
 
 
-def _bare(cells: Mapping[tuple[str, str], Cell]) -> list[str]:
+def _bare(table: Table, cells: Mapping[tuple[str, str], Cell]) -> list[str]:
     bare = any(cell.published and cell.published.sem is None for cell in cells.values())
-    return ["Where no standard error was published, SEMs are those of the measurement alone."] if bare else []
+    those = "The published seed is" if table.seeds == 1 else f"The {table.seeds} published seeds are"
+    return [f"{those} taken to scatter as ours do, where no standard error was published."] if bare else []
 
 
 def _deviations(cells: Mapping[tuple[str, str], Cell]) -> list[str]:

@@ -40,12 +40,14 @@ def test_near_is_two_combined_errors_or_one_and_a_half_points(measured, near):
     assert compared(Figure(88.79, 0.20, "3p"), values).near is near
 
 
-def test_a_figure_without_a_standard_error_is_judged_by_the_measured_one():
-    values = 40.0 + np.array([-2.0, 2.0])  # SEM 2
-    cell = compared(Figure(43.5, None, "rec"), values)
-    assert cell.z == pytest.approx(-3.5 / 2)
+@pytest.mark.parametrize(("seeds", "both"), [(1, math.sqrt(4 + 8)), (2, math.sqrt(4 + 4)), (8, math.sqrt(4 + 1))])
+def test_published_seeds_without_a_standard_error_are_taken_to_scatter_as_the_measured_ones(seeds, both):
+    """So that one published seed is judged as one more draw, not as a truth."""
+    values = 40.0 + np.array([-2.0, 2.0])  # s = √8, SEM 2
+    cell = compared(Figure(40 + 1.99 * both, None, "rec"), values, seeds=seeds)
+    assert cell.z == pytest.approx(-1.99)
     assert cell.near is True
-    assert compared(Figure(44.5, None, "rec"), values).near is False
+    assert compared(Figure(40 + 2.01 * both, None, "rec"), values, seeds=seeds).near is False
 
 
 def test_one_seed_has_no_error_and_no_verdict():
