@@ -2,6 +2,7 @@
 
     python scripts/bench_forgetting.py                        (some minutes on 2 cores, most of them compiling)
     python scripts/bench_forgetting.py --steps 2000           the whole protocol of van de Ven et al. (2022)
+    python scripts/bench_forgetting.py --steps 2000 --parts grid torch --out bench.json      some parts anew
 
 split_mnist   784-400-400-10, batch 128, Adam, 5 tasks, class-incremental: seconds per seed, steps per second, and the
               ratio to the eight products of each step.  Evaluation is included, and weighs less the more steps.
@@ -16,24 +17,25 @@ torch         784-100-100-10, batch 10: microseconds an update and seed, and tho
 imports       seconds to import bptoolkit, over those of `import jax, optax, flax`; fresh processes, in turn.
 memory        peak resident memory of the process after 20 seeds of the MNIST net, one copy of the images on a device.
 
-A machine may be shared: products and training take turns, and the load is recorded.
+A machine may be shared: products and training take turns, and the load is recorded.  `memory` is right only where it
+is the first part of its process.
 """
 
 import dataclasses
-import itertools
 import json
 import os
 import resource
 import subprocess
 import sys
-import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Literal, get_args
 
 import jax
 import numpy as np
 import optax
 import tyro
-from forgetting_costs import grid, growth, small_against_torch, strategies
+from forgetting_costs import bare_products, grid, growth, seconds, small_against_torch, strategies
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -45,6 +47,8 @@ from bptoolkit.runs.devices import prepare
 from bptoolkit.runs.environment import environment, provenance
 from bptoolkit.types import Dataset
 
+Part = Literal["memory", "imports", "split_mnist", "small", "settling", "strategies", "grid", "growth", "torch"]
+
 
 @dataclasses.dataclass(frozen=True)
 class Options:
@@ -55,28 +59,34 @@ class Options:
     devices: int | None = None  # CPU devices; one per core if left out
     small_steps: int = 500  # per task, of the small nets, which are timed once
     grid_seeds: int = 1  # of the grid; 5 are 35 nets, and take a quarter of an hour at --steps 2000
+    parts: tuple[Part, ...] = get_args(Part)  # all if left out
+    out: Path | None = None  # JSON, kept up to date after each part; what it holds of other parts stays
 
 
 def main(options: Options) -> None:
     prepare(jax.config, options.devices)
     images, source = mnist()
-    report = {
-        "made": provenance(environment({})),
-        "load_before": os.getloadavg(),
-        "devices": [str(d) for d in jax.devices()],
-        "jax": jax.__version__,
-        "memory": memory(images),
-        "imports": imports(),
-        "split_mnist": {"data": source} | split_mnist(images, options),
-        "small": small(options),
-        "settling": settling(options),
-        "strategies": strategies(images, options.steps, options.repeats),
-        "grid": grid(images, options.steps, options.grid_seeds, products_of_one(options.steps)),
-        "growth": growth(images, options.steps),
-        "torch": small_against_torch(images),
-        "load_after": os.getloadavg(),
+    measure: dict[Part, Callable[[], dict]] = {
+        "memory": lambda: memory(images),
+        "imports": imports,
+        "split_mnist": lambda: {"data": source} | split_mnist(images, options),
+        "small": lambda: {"rows": small(options)},
+        "settling": lambda: {"rows": settling(options)},
+        "strategies": lambda: strategies(images, options.steps, options.repeats),
+        "grid": lambda: grid(images, options.steps, options.grid_seeds, products_of_one(options.steps)),
+        "growth": lambda: growth(images, options.steps),
+        "torch": lambda: small_against_torch(images, options.steps),
     }
-    print(json.dumps(report, indent=2))
+    report = json.loads(options.out.read_text("utf-8")) if options.out is not None and options.out.exists() else {}
+    made = provenance(environment({}))
+    for name in options.parts:
+        before = os.getloadavg()
+        report[name] = measure[name]() | {"made": made, "load": [before, os.getloadavg()]}
+        print(name, file=sys.stderr)
+        if options.out is not None:
+            options.out.write_text(json.dumps(report, indent=2) + "\n", "utf-8")
+    if options.out is None:
+        print(json.dumps(report, indent=2))
 
 
 def split_mnist(images: Dataset, options: Options) -> dict:
@@ -119,27 +129,6 @@ def imports(repeats: int = 5) -> dict:
         "seconds": float(np.median([a for a, _ in pairs])),
         "ratio": float(np.median([a / b for a, b in pairs])),
     }
-
-
-def bare_products(sizes: tuple[int, ...], batch: int, steps: int):
-    """The forward, weight-gradient and input-gradient products of `steps` updates, and nothing else."""
-    key = jax.random.key(0)
-    weights = [jax.random.normal(key, shape) / shape[0] ** 0.5 for shape in itertools.pairwise(sizes)]
-    x = jax.random.normal(key, (batch, sizes[0]))
-
-    def step(weights, _):
-        h = [x]
-        for w in weights:
-            h.append(h[-1] @ w)
-        delta, moved = h[-1], []
-        for i, w in reversed(list(enumerate(weights))):
-            moved.insert(0, w - 1e-9 * (h[i].T @ delta))  # the product is used, so it is made
-            delta = delta @ w.T if i else delta
-        return moved, None
-
-    run = jax.jit(lambda weights: jax.lax.scan(step, weights, length=steps)[0])
-    jax.block_until_ready(run(weights))
-    return lambda: jax.block_until_ready(run(weights))
 
 
 def products_of_one(steps: int):
@@ -187,12 +176,6 @@ def mnist() -> tuple[Dataset, str]:
         return data.mnist(), "mnist"
     dataset = gaussian_classes(jax.random.key(0), 10, 6000, 784)
     return as_pixels(dataset), "random pixels"
-
-
-def seconds(function) -> float:
-    began = time.perf_counter()
-    function()
-    return time.perf_counter() - began
 
 
 if __name__ == "__main__":

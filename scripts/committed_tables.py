@@ -35,7 +35,7 @@ def bench_forgetting(report: Report) -> str:
     best = {
         devices: min(
             row["microseconds_per_step_and_seed"]
-            for row in report["small"]
+            for row in report["small"]["rows"]
             if row["seeds"] == 10 and row["layout"].startswith(f"{devices} ")
         )
         for devices in (1, 2)
@@ -128,7 +128,8 @@ def share(value: float | None) -> str:
 def _beside_plain(report: Report) -> list[str]:
     """Strategies, the grid, how cost grows, and a PyTorch loop."""
     some, many, loop = report["strategies"], report["grid"], report["torch"]
-    growth = [f"{rows['4'] / rows['1']:.1f} ({name.split(',')[0]})" for name, rows in report["growth"].items()]
+    counted = {name: rows for name, rows in report["growth"].items() if name not in ("made", "load")}
+    growth = [f"{rows['4'] / rows['1']:.1f} ({name.split(',')[0]})" for name, rows in counted.items()]
     lines = [
         f"EWC with the exact Fisher information of all rows takes {some['ewc']:.2f} times as long as plain training, "
         f"replay {some['replay']:.2f} times;\n  seven strengths of EWC at once {many['ratio']:.2f} times as long as "

@@ -1,4 +1,4 @@
-"""What `bench_forgetting.py` times beside plain training: strategies, a grid, a plain PyTorch loop, how cost grows."""
+"""What `bench_forgetting.py` times beside plain training: products, strategies, a grid, a PyTorch loop, growth."""
 
 import importlib.util
 import itertools
@@ -16,7 +16,7 @@ from bptoolkit.types import Dataset
 
 STRENGTHS = [1.0, 10.0, 100.0, 1e3, 1e4, 1e5, 1e6]
 SMALL, SMALL_BATCH, SMALL_SEEDS = (784, 100, 100, 10), 10, 20
-TORCH_UPDATES = 500
+TORCH_UPDATES, PRODUCTS = 500, 4000
 
 
 def mnist_net(images: Dataset, learner, steps: int) -> cl.Experiment:
@@ -76,18 +76,25 @@ def growth(images: Dataset, steps: int) -> dict:
     }
 
 
-def small_against_torch(images: Dataset) -> dict:
-    """Microseconds an update of 784-100-100-10, batch 10, SGD: twenty seeds at once, and a plain PyTorch loop."""
-    steps = 400
+def small_against_torch(images: Dataset, steps: int) -> dict:
+    """Microseconds an update of 784-100-100-10, batch 10, SGD: twenty seeds at once, and a plain PyTorch loop.
+
+    The products of the same shapes on as many devices are what no loop can be faster than.
+    """
     experiment = cl.Experiment(
         cl.split(images, 2), learning.backprop(models.mlp(*SMALL)), optax.sgd(0.1), steps, SMALL_BATCH
     )
     cost = cl.run(experiment, jax.random.key(0), SMALL_SEEDS).cost
     ours = 1e6 * cost.seconds / (cost.steps * SMALL_SEEDS)
+    products = bare_products(SMALL, SMALL_BATCH, PRODUCTS)
+    alone = 1e6 * float(np.median([seconds(products) for _ in range(5)])) / PRODUCTS
     theirs = torch_loop() if importlib.util.find_spec("torch") else None
     return {
         "seeds": SMALL_SEEDS,
+        "updates": cost.steps,
+        "layout": cost.layout,
         "microseconds_per_update_and_seed": ours,
+        "products_microseconds_on_one_device": alone,
         "torch_microseconds_per_update": theirs,
         "times_faster": None if theirs is None else theirs / ours,
         "our_time_includes": "drawing, gathering and testing",
@@ -120,3 +127,30 @@ def torch_loop() -> float:
 def trained(experiment: cl.Experiment) -> float:
     """Seconds of training and testing one seed, without compiling."""
     return cl.run(experiment, jax.random.key(0), seeds=1).cost.seconds
+
+
+def bare_products(sizes: tuple[int, ...], batch: int, steps: int):
+    """The forward, weight-gradient and input-gradient products of `steps` updates, and nothing else."""
+    key = jax.random.key(0)
+    weights = [jax.random.normal(key, shape) / shape[0] ** 0.5 for shape in itertools.pairwise(sizes)]
+    x = jax.random.normal(key, (batch, sizes[0]))
+
+    def step(weights, _):
+        h = [x]
+        for w in weights:
+            h.append(h[-1] @ w)
+        delta, moved = h[-1], []
+        for i, w in reversed(list(enumerate(weights))):
+            moved.insert(0, w - 1e-9 * (h[i].T @ delta))  # the product is used, so it is made
+            delta = delta @ w.T if i else delta
+        return moved, None
+
+    run = jax.jit(lambda weights: jax.lax.scan(step, weights, length=steps)[0])
+    jax.block_until_ready(run(weights))
+    return lambda: jax.block_until_ready(run(weights))
+
+
+def seconds(function: Callable[[], object]) -> float:
+    began = time.perf_counter()
+    function()
+    return time.perf_counter() - began
