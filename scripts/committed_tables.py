@@ -141,7 +141,8 @@ def _beside_plain(report: Report) -> list[str]:
             f"784-100-100-10, batch 10, {loop['seeds']} seeds on two devices: "
             f"{loop['microseconds_per_update_and_seed']:.0f} µs per update and seed with drawing and testing, a plain\n"
             f"  PyTorch loop without them {loop['torch_microseconds_per_update']:.0f} µs: "
-            f"{loop['times_faster']:.1f} times faster. The aim was 20, and is out of reach on this machine:\n  the products alone take "
+            f"{loop['times_faster']:.1f} times faster. The aim was 20, and is out of "
+            f"reach on this machine:\n  the products alone take "
             f"{loop['products_microseconds_on_one_device']:.0f} µs on one device."
         )
     return lines
