@@ -9,6 +9,8 @@ Run:    python scripts/study.py gradients
 Cost:   the steps that the adjoint's Solution reports, each one product with Jᵀ or J; n of them for `dense`, one a
         column.  The last product, which only certifies the residual, is not counted.
 Shine:  takes the factors of a forward Broyden solver that has come to z* from `away` beside it.
+Time:   `unrolled` makes K steps from there, whose end is not z*, and goes back through them; `truncated` goes K steps
+        back from a net that has made `settled` of them.  Either costs K products with Jᵀ.
 """
 
 from collections.abc import Callable, Iterator
@@ -40,6 +42,8 @@ class Config:
     refined: tuple[str, ...] = ("shine",)  # take a number of refinements
     refinements: tuple[int, ...] = (0, 1, 2, 5, 10, 20)  # for them
     plain: tuple[str, ...] = ("one_step", "dense")  # take nothing
+    through_time: tuple[str, ...] = ("unrolled", "truncated")  # take a number of steps: `terms`
+    settled: int = 500  # steps before those of `truncated`
     max_steps: int = 2000  # allowed to those with a tolerance
     memory: int = 40  # of Broyden
     away: float = 0.1  # distance per unit from which Broyden starts
@@ -53,8 +57,8 @@ def measure(config: Config = Config()) -> dict:
         problems = [problem(config, radius, seed) for seed in range(config.seeds)]
         nets = jax.tree.map(lambda *leaves: jnp.asarray(np.stack(leaves), jnp.float32), *[net for net, _ in problems])
         exact = np.stack([gradient for _, gradient in problems])
-        for name, knob, adjoint in menu(config):
-            found = jax.jit(jax.vmap(partial(gradient_by, config, adjoint)))(nets)
+        for name, knob, gradient_of in menu(config):
+            found = jax.jit(jax.vmap(gradient_of))(nets)
             rows.append({"radius": radius, "adjoint": name, "knob": knob} | judged(config, name, exact, *found))
     return {"seeds": config.seeds, "rows": rows}
 
@@ -71,24 +75,45 @@ def problem(config: Config, radius: float, seed: int):
 
 
 def menu(config: Config) -> Iterator[tuple[str, float | None, Callable]]:
-    """Every adjoint at every setting."""
+    """Every way to a gradient at every setting: what takes a net, and gives what `gradient_by` does."""
+    by = lambda adjoint: partial(gradient_by, config, adjoint)
     for name in config.tolerant:
         for rtol in config.tolerances:
-            yield name, rtol, getattr(fp, name)(stop=fp.Stop(rtol=rtol, max_steps=config.max_steps))
+            yield name, rtol, by(getattr(fp, name)(stop=fp.Stop(rtol=rtol, max_steps=config.max_steps)))
     for names, numbers in ((config.series, config.terms), (config.refined, config.refinements)):
-        yield from ((name, number, getattr(fp, name)(number)) for name in names for number in numbers)
-    yield from ((name, None, getattr(fp, name)()) for name in config.plain)
+        yield from ((name, number, by(getattr(fp, name)(number))) for name in names for number in numbers)
+    yield from ((name, None, by(getattr(fp, name)())) for name in config.plain)
+    for name in config.through_time:
+        for number in config.terms:
+            steps = {"unrolled": fp.unrolled(number), "truncated": fp.unrolled(config.settled, truncate=number)}
+            yield name, number, partial(gradient_through, steps[name], number)
+
+
+def weighted(net):
+    """Its map, and W and b."""
+    return lambda args, z: jnp.tanh(args["w"] @ z + args["b"]), {"w": net["w"], "b": net["b"]}
+
+
+def flat(grads) -> jax.Array:
+    """As the true gradient is laid out."""
+    return jnp.append(jnp.ravel(grads["w"]), grads["b"])
 
 
 def gradient_by(config: Config, adjoint, net):
     """The gradient of one net with respect to W and b as one vector, the steps and the status."""
-    f = lambda args, z: jnp.tanh(args["w"] @ z + args["b"])
-    args = {"w": net["w"], "b": net["b"]}
+    f, args = weighted(net)
     pull = jax.vjp(lambda z: f(args, z), net["z"])[1]
     forward = fp.solve(lambda z: f(args, z), net["start"], fp.broyden(config.memory))
     solution = adjoint(lambda v: pull(v)[0], net["g"], factors=forward.memory)
     grads = jax.vjp(lambda args: f(args, net["z"]), args)[1](solution.value)[0]
-    return jnp.append(jnp.ravel(grads["w"]), grads["b"]), solution.steps, solution.status
+    return flat(grads), solution.steps, solution.status
+
+
+def gradient_through(relax, steps: int, net):
+    """The same by backpropagation through so many steps, which says nothing of having converged."""
+    f, args = weighted(net)
+    grads = jax.grad(lambda args: jnp.vdot(net["g"], relax(f, args, net["start"]).value))(args)
+    return flat(grads), jnp.int32(steps), jnp.int32(fp.Status.MAX_STEPS)
 
 
 def judged(config: Config, name: str, exact, found, steps, status) -> dict:

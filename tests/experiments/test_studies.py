@@ -205,6 +205,16 @@ def test_exact_adjoints_come_within_ten_times_their_tolerance(measured):
             assert row["converged"] == results["seeds"]
 
 
+@pytest.mark.parametrize("name", ["unrolled", "truncated"])
+def test_backpropagation_through_more_steps_comes_nearer_and_calls_nothing_converged(name, measured):
+    found = rows(measured("gradients"), adjoint=name)
+    assert [row["knob"] for row in found] == [row["products"] for row in found] == [1, 10, 40]
+    errors = [row["error"] for row in found]
+    assert errors == sorted(errors, reverse=True)
+    assert errors[-1] < 0.1 < errors[0]
+    assert not any(row["converged"] for row in found)
+
+
 def test_the_drawn_net_has_its_fixed_point_and_its_spectral_radius(module):
     study = module("gradients")
     net, gradient = study.problem(study.Config(units=8), 0.99, 0)
