@@ -66,6 +66,8 @@ def published(report: Report) -> str:
         f"{sum(told)} of {len(told)} are within 2 combined SEMs or 1.5 points; **bold** ones are not. "
         "† unverified figure; * not to the letter of the protocol, see the JSON."
     )
+    if any(cell["published"] and cell["published"]["sem"] is None for cell in cells):
+        note += " Where no error was published, the published seeds are taken to scatter as ours do."
     body = table(["method", *columns], [[name, *(row.get(c, "") for c in columns)] for name, row in rows.items()])
     return f"{body}\n\n{note}"
 

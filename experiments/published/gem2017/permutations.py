@@ -24,5 +24,4 @@ TABLE = gem.table(
     "MNIST permutations, 20 tasks: accuracy and transfer",
     PUBLISHED,
     lambda method, scenario: gem.experiment(stream(), method, RATES, EWC),
-    (),
 )

@@ -19,6 +19,13 @@ PUBLISHED = {
 RATES = {"single": 0.003, "EWC": 0.01, "multimodal": 0.1, "GEM": 0.1}
 EWC = gem.Penalised(strength=1000.0, rows=gem.ROWS)
 
+# Measured beside this table with the authors' code, whose rotated pixels are ours exactly.
+LUCK = (
+    "The authors' code, run with its seed 0 and other angles, gives .537, -.069 and .413 for single; with two other "
+    "seeds .525, -.049, .366 and .526, -.054, .386.  Its net of seed 0, with which every method starts, answers right "
+    "less often than by chance before it is trained (.078), which FWT holds in its favour."
+)
+
 turned = lambda: cl.rotated(data.mnist(), gem.TASKS, rising=True, interpolation="nearest")
 stream = functools.cache(lambda: cl.online(turned(), gem.ROWS))
 
@@ -26,5 +33,5 @@ TABLE = gem.table(
     "MNIST rotations, 20 tasks: accuracy and transfer",
     PUBLISHED,
     lambda method, scenario: gem.experiment(stream(), method, RATES, EWC),
-    (),
+    (LUCK,),
 )
