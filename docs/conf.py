@@ -34,7 +34,7 @@ html_copy_source = False
 # missing here is an error of the build.
 CONTENTS = {
     "Tutorials": ["tutorials/solver", "tutorials/cell", "tutorials/rule", "tutorials/strategy", "tutorials/result"],
-    "Guides": ["theory", "fixed_points", "forgetting", "runs", "scale", "policy"],
+    "Guides": ["theory", "fixed_points", "forgetting", "published", "runs", "scale", "policy"],
     "Reference": ["api/*"],
 }
 
