@@ -74,7 +74,7 @@ def main(options: Options) -> None:
         return
     prepare(jax.config, None)
     report: dict[str, Any] = {"problems": {}}
-    made = provenance(environment({}))
+    made = provenance(environment({}), (*PEERS, "lineax", "torch"))
     if options.out is not None and options.out.exists():
         report = json.loads(options.out.read_text("utf-8"))
     missing = [name for name in PEERS if importlib.util.find_spec(name) is None]

@@ -78,7 +78,7 @@ def main(options: Options) -> None:
         "torch": lambda: small_against_torch(images, options.steps),
     }
     report = json.loads(options.out.read_text("utf-8")) if options.out is not None and options.out.exists() else {}
-    made = provenance(environment({}))
+    made = provenance(environment({}), ("torch",))
     for name in options.parts:
         before = os.getloadavg()
         report[name] = measure[name]() | {"made": made, "load": [before, os.getloadavg()]}

@@ -60,7 +60,7 @@ def main(options: Options) -> None:
         print(f"{name:32} {row['converged']:9d} {' '.join(shares)}   {jordan}", flush=True)
     if options.out is not None:
         record = {
-            "made": provenance(environment({})),
+            "made": provenance(environment({}), ("jaxopt", "optimistix")),
             "maps": each * len(KINDS),
             "rtol": RTOL,
             "max_steps": MAX_STEPS,

@@ -5,7 +5,7 @@ import platform
 import shlex
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -36,11 +36,15 @@ def environment(config: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def provenance(told: Mapping[str, Any]) -> dict[str, Any]:
-    """What is committed with a result, of what `environment` told: all but what is long or a place on this machine."""
+def provenance(told: Mapping[str, Any], beside: Sequence[str] = ()) -> dict[str, Any]:
+    """What is committed with a result, of what `environment` told: all but what is long or a place on this machine.
+
+    `beside` are further libraries that took part, whose versions are kept where they are installed.
+    """
     known = lambda of, names: {name: of[name] for name in names if of.get(name) is not None}
     settings = {name: value for name, value in (told.get("settings") or {}).items() if not name.endswith("_dir")}
-    kept = known(told, PROVENANCE) | {"settings": settings, "packages": known(told.get("packages") or {}, LIBRARIES)}
+    packages = known(told.get("packages") or {}, (*LIBRARIES, *beside))
+    kept = known(told, PROVENANCE) | {"settings": settings, "packages": packages}
     earlier = [known(start, EARLIER) for start in told.get("earlier") or ()]
     return kept | ({"earlier": earlier} if earlier else {})
 

@@ -53,6 +53,7 @@ def test_what_is_committed_of_it_is_short_and_tells_of_earlier_starts(record, tm
     assert kept["earlier"] == [{"started": "before", "source": {"commit": "old"}}]
     assert kept["packages"]["numpy"] == np.__version__
     assert len(kept["packages"]) == 5
+    assert set(provenance(told, ("pytest", "not-installed"))["packages"]) == {*kept["packages"], "pytest"}
 
 
 def test_the_commit_and_whether_it_was_changed_are_recorded(record, tmp_path):
