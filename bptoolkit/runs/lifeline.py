@@ -19,6 +19,8 @@ from contextlib import contextmanager, suppress
 from threading import Event, Thread, Timer, current_thread, main_thread
 from typing import NoReturn
 
+import jax
+
 __all__ = ["GONE", "LOST", "hang_by", "hold", "joined", "patient"]
 
 LOST = 3  # the exit code where another process has gone
@@ -31,7 +33,7 @@ LATE = (
     "with its own --process; all must reach {}."
 )
 GRACE = 2.0  # seconds in which a process that is in an exchange ends by itself
-joined = Event()  # set once JAX has found all processes; the end of an earlier connection is JAX's to mend
+joined = Event()  # set once JAX has found all processes (its client exists before); earlier ends are JAX's to mend
 PIECE = 65536  # bytes
 
 
@@ -124,7 +126,8 @@ def _carry(inner: socket.socket, target: tuple[str, int], silence: float, whose:
         _pour(watched, own)
         if joined.is_set():
             time.sleep(GRACE)
-            _end(GONE.format(whose))
+            if jax.distributed.is_initialized():  # no more where the run has ended well
+                _end(GONE.format(whose))
 
 
 def _pour(source: socket.socket, sink: socket.socket) -> None:
