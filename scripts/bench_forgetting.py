@@ -66,12 +66,12 @@ class Options:
 def main(options: Options) -> None:
     prepare(jax.config, options.devices)
     images, source = mnist()
-    measure: dict[Part, Callable[[], dict]] = {
+    measure: dict[Part, Callable[[], dict | list]] = {
         "memory": lambda: memory(images),
         "imports": imports,
         "split_mnist": lambda: {"data": source} | split_mnist(images, options),
-        "small": lambda: {"rows": small(options)},
-        "settling": lambda: {"rows": settling(options)},
+        "small": lambda: small(options),
+        "settling": lambda: settling(options),
         "strategies": lambda: strategies(images, options.steps, options.repeats),
         "grid": lambda: grid(images, options.steps, options.grid_seeds, products_of_one(options.steps)),
         "growth": lambda: growth(images, options.steps),
@@ -81,7 +81,7 @@ def main(options: Options) -> None:
     made = provenance(environment({}), ("torch",))
     for name in options.parts:
         before = os.getloadavg()
-        report[name] = measure[name]() | {"made": made, "load": [before, os.getloadavg()]}
+        report[name] = {"measured": measure[name](), "made": made, "load": [before, os.getloadavg()]}
         print(name, file=sys.stderr)
         if options.out is not None:
             options.out.write_text(json.dumps(report, indent=2) + "\n", "utf-8")

@@ -2,6 +2,7 @@
 
 import os
 import platform
+import re
 import shlex
 import subprocess
 import sys
@@ -16,6 +17,7 @@ import jax
 PROVENANCE = ("command", "started", "ended", "python", "machine", "devices", "source")
 EARLIER = ("started", "machine", "source")  # of each start that was broken off
 LIBRARIES = ("jax", "jaxlib", "optax", "flax", "numpy")
+PLACE = re.compile(r"(?<![^\s='\"])/(?:[^\s/'\"]+/)*")  # the folders of an absolute path
 
 
 def environment(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -45,6 +47,8 @@ def provenance(told: Mapping[str, Any], beside: Sequence[str] = ()) -> dict[str,
     settings = {name: value for name, value in (told.get("settings") or {}).items() if not name.endswith("_dir")}
     packages = known(told.get("packages") or {}, (*LIBRARIES, *beside))
     kept = known(told, PROVENANCE) | {"settings": settings, "packages": packages}
+    if "command" in kept:
+        kept["command"] = PLACE.sub("…/", kept["command"])
     earlier = [known(start, EARLIER) for start in told.get("earlier") or ()]
     return kept | ({"earlier": earlier} if earlier else {})
 

@@ -52,7 +52,7 @@ def table(title: str, rows: Mapping[str, Row], stream) -> Table:
     return Table(
         title=title,
         reference="Buzzega, Boschini, Porrello, Abati & Calderara (2020), NeurIPS",
-        notes=("Mean of ten seeds; standard errors were not at hand.",),
+        notes=("Mean of ten seeds, from general knowledge, unverified; standard errors were not at hand.",),
         columns={"Accuracy": Column("domain", lambda r: 100 * cl.average_accuracy(r))},
         published={method: {"Accuracy": Figure(row.accuracy, None, "rec")} for method, row in rows.items()},
         define=lambda method, scenario: experiment(stream(), rows[method]),

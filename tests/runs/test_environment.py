@@ -45,10 +45,12 @@ def test_what_is_committed_of_it_is_short_and_tells_of_earlier_starts(record, tm
     """Where compiled programs are kept is a place on this machine."""
     told = record(tmp_path) | {"earlier": [{"started": "before", "source": {"commit": "old"}, "error": "killed"}]}
     told["settings"]["compilation_cache_dir"] = str(tmp_path / "compiled")
+    told["command"] = f"python scripts/run.py a/b --runs {tmp_path}/runs --data={tmp_path}/data '{tmp_path}/with space'"
     kept = provenance(told)
     assert {"command", "started", "python", "machine", "devices"} <= set(kept)
     assert not {"ended", "state"} & set(kept)  # not ended yet
     assert "compiled" not in json.dumps(kept)
+    assert kept["command"] == "python scripts/run.py a/b --runs …/runs --data=…/data '…/with space'"
     assert kept["settings"]["enable_x64"] is True
     assert kept["earlier"] == [{"started": "before", "source": {"commit": "old"}}]
     assert kept["packages"]["numpy"] == np.__version__
