@@ -88,6 +88,33 @@ def _beside(cell: dict[str, Any], most: int) -> str:
     return f"{before} → {measured}{seeds}{' *' if cell['deviations'] else ''}".replace("-", "−")
 
 
+def unpublished(report: Report) -> str:
+    """Of scripts/reproduce.py, a table beside another's runs of the same seeds: what each has, and the difference."""
+    cells = [cell for cell in report["cells"] if cell["n"]]
+    columns = list(dict.fromkeys(cell["column"] for cell in report["cells"]))
+    rows: dict[str, dict[str, str]] = {}
+    for cell in cells:
+        rows.setdefault(cell["method"], {})[cell["column"]] = _pair(cell)
+    counts = " or ".join(sorted({str(cell["n"]) for cell in cells}))
+    note = (
+        f"Static → settling, means over the same {counts} seeds (mean difference ± its standard error); * not to the "
+        "letter of the protocol, see the JSON."
+    )
+    body = table(["method", *columns], [[name, *(row.get(c, "") for c in columns)] for name, row in rows.items()])
+    return f"{body}\n\n{note}"
+
+
+def _pair(cell: dict[str, Any]) -> str:
+    """`99.16 → 98.20 (−0.96 ± 0.31)`."""
+    mark = " *" if cell["deviations"] else ""
+    if cell["difference"] is None:
+        return f"– → {cell['measured']:.2f}{mark}".replace("-", "−")
+    error = abs(cell["difference"] / cell["sems"]) if cell["sems"] else None
+    spread = "" if error is None else f" ± {error:.2f}"
+    measured = f"{cell['published']['mean']:.2f} → {cell['measured']:.2f}"
+    return f"{measured} ({cell['difference']:+.2f}{spread}){mark}".replace("-", "−")
+
+
 def static_vs_recurrent(report: Report) -> str:
     """Of scripts/answer.py: the base net's accuracy, and what each other net has more, with interval and effect."""
     base, nets = report["base"], list(dict.fromkeys(row["net"] for row in _contrasts(report)))
@@ -171,6 +198,7 @@ TABLES: dict[str, Callable[[Report], str]] = {
     "bench_fixed_point": bench_fixed_point,
     "static_vs_recurrent": static_vs_recurrent,
     "vandeven2022-split_mnist": published,
+    "vandeven2022-split_mnist_settling": unpublished,
     "vandeven2018-permuted_mnist": published,
     "der2020-permuted": published,
     "der2020-rotated": published,

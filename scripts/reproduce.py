@@ -31,7 +31,7 @@ from bptoolkit.continual.experiment import Experiment
 from bptoolkit.continual.streams import Scenario
 from bptoolkit.runs.devices import prepare
 from bptoolkit.runs.environment import environment, provenance, source
-from bptoolkit.runs.published import Cell, Table, as_data, compared, text_table
+from bptoolkit.runs.published import Cell, Table, as_data, compared, paired, text_table
 from bptoolkit.runs.record import read_json, write_json
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -76,7 +76,7 @@ def main(arguments: list[str]) -> int:
         table = load(options.table, known)
         check(options, table)
         prepare(jax.config, options.devices)
-        folder = options.runs / options.table.replace("/", "-")
+        folder = folder_of(options.table, options.runs)
         carry_out(table, options, folder)
         report(table, options, folder)
         return 0
@@ -231,18 +231,34 @@ def report(table: Table, options: Options, folder: Path) -> None:
 
 def cell_of(table: Table, method: str, column: str, key: int, folder: Path) -> Cell:
     """One cell from the files of its seeds; seeds that diverged are left out, and said."""
-    scenario, score = table.columns[column]
+    scenario = table.columns[column].scenario
     published, deviations = table.published[method][column], table.deviations(method, scenario)
     if table.define(method, scenario) is None:
         return compared(published, np.zeros(0), deviations or ("not run: there is no such method yet",))
+    values, lost = by_seed(table, method, column, key, folder)
+    if lost:
+        deviations += (f"seeds that diverged are left out: {lost}",)
+    if table.peer:
+        peer = load(table.peer, tables())
+        theirs, _ = by_seed(peer, method, column, key, folder_of(table.peer, folder.parent))
+        return paired(theirs, values, deviations)
+    return compared(published, np.array([values[seed] for seed in sorted(values)]), deviations, table.unit, table.seeds)
+
+
+def by_seed(table: Table, method: str, column: str, key: int, folder: Path) -> tuple[dict[int, float], int]:
+    """The figure of every seed that is there, and how many diverged."""
+    scenario, score = table.columns[column]
     job = Job(method, scenario, ())
     wanted = identity(table, job, key)
-    held = [found(path, wanted) for path in sorted(folder.glob(job.path(folder, 0).name.replace("-0.json", "-*.json")))]
-    whole = [one for one in held if one is not None and one["finite"]]
-    if lost := sum(one is not None for one in held) - len(whole):
-        deviations += (f"seeds that diverged are left out: {lost}",)
-    values = np.array([float(score(Found.of(one))) for one in whole])
-    return compared(published, values, deviations, table.unit, table.seeds)
+    held = [found(path, wanted) for path in folder.glob(job.path(folder, 0).name.replace("-0.json", "-*.json"))]
+    there = [one for one in held if one is not None]
+    values = {one["seed"]: float(score(Found.of(one))) for one in there if one["finite"]}
+    return values, len(there) - len(values)
+
+
+def folder_of(name: str, runs: Path) -> Path:
+    """Where the results of a table's seeds are kept."""
+    return runs / name.replace("/", "-")
 
 
 def sources(folder: Path) -> list[dict[str, Any] | None]:

@@ -7,6 +7,7 @@ Where no SEM_p was published, the published seeds are taken to scatter as the me
 
 A figure carries where it was read: "src" the authors' code, "ft" the paper's text, "3p" an independent transcription,
 "fig" read off a figure (± 0.5), "rec" from general knowledge, unverified.  "fig" and "rec" are targets to look at.
+What nobody has published is held against another table's runs of the same seeds, "own", pair by pair.
 """
 
 import math
@@ -19,9 +20,9 @@ from jaxtyping import Float
 from bptoolkit.continual.experiment import Experiment
 from bptoolkit.continual.streams import Scenario
 
-__all__ = ["Cell", "Column", "Figure", "Table", "compared", "sem", "text_table"]
+__all__ = ["Cell", "Column", "Figure", "Table", "as_data", "compared", "paired", "sem", "text_table"]
 
-MARKS = ("src", "ft", "3p", "fig", "rec")
+MARKS = ("src", "ft", "3p", "fig", "rec", "own")
 UNVERIFIED = ("fig", "rec")
 NEAR = 1.5  # points that no one calls a difference
 
@@ -49,6 +50,7 @@ class Table(NamedTuple):
     unit: of the figures, in points: 1 for %, 0.01 for shares.
     seeds: behind each published figure that has no standard error.
     weight: of a method, how many times the updates of plain training it costs, for estimates.
+    peer: the table, "paper/table", whose runs of the same seeds stand in place of published figures.
     """
 
     title: str
@@ -61,6 +63,7 @@ class Table(NamedTuple):
     weight: Mapping[str, float]
     unit: float = 1.0
     seeds: int = 1
+    peer: str = ""
 
 
 class Cell(NamedTuple):
@@ -102,6 +105,21 @@ def compared(
     z = difference / both if both > 0 else math.nan
     near = None if math.isnan(own) or math.isnan(difference) else abs(difference) <= max(NEAR * unit, 2 * both)
     return Cell(published, mean, own, values.size, difference, z, near, deviations, tuple(values.tolist()))
+
+
+def paired(theirs: Mapping[int, float], ours: Mapping[int, float], deviations: tuple[str, ...] = ()) -> Cell:
+    """One cell beside another table's, both by seed: the mean of the differences seed by seed, and how many of its own
+    standard errors that is.  No verdict: the two are not meant to be near."""
+    values = np.array([ours[seed] for seed in sorted(ours)], np.float64)
+    both = sorted(theirs.keys() & ours.keys())
+    if not both:
+        return compared(None, values, deviations)
+    other = np.array([theirs[seed] for seed in both], np.float64)
+    gained = np.array([ours[seed] for seed in both], np.float64) - other
+    figure = Figure(float(other.mean()), _null(sem(other)), "own")
+    mean, error = float(gained.mean()), sem(gained)
+    z = mean / error if error > 0 else math.nan
+    return compared(None, values, deviations)._replace(published=figure, difference=mean, z=z)
 
 
 def text_table(table: Table, cells: Mapping[tuple[str, str], Cell]) -> str:
@@ -172,7 +190,8 @@ def _marks(cells: Mapping[tuple[str, str], Cell]) -> list[str]:
 
 
 def _bare(table: Table, cells: Mapping[tuple[str, str], Cell]) -> list[str]:
-    bare = any(cell.published and cell.published.sem is None for cell in cells.values())
+    figures = [cell.published for cell in cells.values() if cell.published and cell.published.mark != "own"]
+    bare = any(figure.sem is None for figure in figures)
     those = "The published seed is" if table.seeds == 1 else f"The {table.seeds} published seeds are"
     return [f"{those} taken to scatter as ours do, where no standard error was published."] if bare else []
 

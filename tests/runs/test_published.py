@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 
-from bptoolkit.runs.published import Column, Figure, Table, as_data, compared, sem, text_table
+from bptoolkit.runs.published import Column, Figure, Table, as_data, compared, paired, sem, text_table
 
 TABLE = Table(
     "A table",
@@ -82,3 +82,28 @@ def test_the_data_is_plain_and_null_where_nothing_is():
     assert cell["measured"] is cell["sem"] is cell["near"] is None
     assert cell["published"] == {"mean": 88.79, "sem": 0.20, "mark": "3p"}
     assert (cell["n"], cell["values"]) == (0, [])
+
+
+def test_beside_another_table_what_seeds_share_cancels():
+    """Seeds 0, 1 and 2 scatter by 20 points, and the differences are 1, 2 and 3: 2 ± 1/√3.  Unpaired it would be
+    nothing; a seed that only one of them has counts in its own mean alone."""
+    theirs = {0: 60.0, 1: 70.0, 2: 80.0, 7: 0.0}
+    cell = paired(theirs, {2: 83.0, 0: 61.0, 1: 72.0}, ("a deviation",))
+    assert (cell.published.mean, cell.published.mark) == (70.0, "own")
+    assert (cell.measured, cell.n, cell.values) == (72.0, 3, (61.0, 72.0, 83.0))
+    assert cell.difference == pytest.approx(2.0)
+    assert cell.z == pytest.approx(2 * math.sqrt(3))
+    assert (cell.near, cell.deviations) == (None, ("a deviation",))
+    assert abs(compared(cell.published, np.array(cell.values)).z) < 0.5
+
+
+def test_without_the_same_seeds_there_is_no_difference():
+    cell = paired({5: 60.0}, {0: 61.0, 1: 63.0})
+    assert cell.published is None
+    assert cell.measured == 62.0
+    assert math.isnan(cell.difference)
+    one = paired({0: 60.0}, {0: 61.0})
+    assert (one.difference, one.published.sem) == (1.0, None)
+    assert math.isnan(one.z)
+    assert "[own]" in text_table(TABLE, {("ER", "Class"): one})
+    assert "taken to scatter" not in text_table(TABLE, {("ER", "Class"): one})

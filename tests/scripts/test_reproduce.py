@@ -107,6 +107,19 @@ def test_a_result_of_another_budget_is_not_taken_for_it(command):
     assert " 0       -" in text
 
 
+def test_a_table_that_nobody_has_published_is_held_against_its_peer_seed_by_seed(command, reproduce, monkeypatch):
+    """Here the same table, for which nothing was run anew: no difference on the seeds that both have."""
+    command("--seeds", "2", "--methods", "None")
+    peer = command.table[0]
+    mine = peer._replace(published={"None": {"Class": None}}, peer="nobody2026/small")
+    monkeypatch.setattr(reproduce, "load", lambda name, known: mine if name == "nobody2026/mine" else peer)
+    reproduce.main(["nobody2026/mine", "--runs", str(command.folder / "runs"), "--seeds", "3"])
+    cell = reproduce.cell_of(mine, "None", "Class", 0, command.folder / "runs" / "nobody2026-mine")
+    assert (cell.n, cell.published.mark, cell.difference, cell.near) == (3, "own", 0.0, None)
+    first, second, _ = cell.values
+    assert cell.published.mean == pytest.approx((first + second) / 2)
+
+
 def test_a_method_that_is_not_there_is_said_to_be_missing(command):
     code, text, made = command("--seeds", "1", "--methods", "Unknown")
     assert (code, made) == (0, [])
