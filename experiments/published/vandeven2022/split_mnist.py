@@ -76,6 +76,11 @@ WEIGHT = {
     "Generative": 8.0,
 }
 
+# Measured by hand with the authors' code, given the contexts of seeds 0 to 4 here; the runs are not committed.
+DEALINGS = (
+    "SI, domain-incremental: the authors' code, run by hand on the contexts of the five seeds here, gives 80.9, 82.3, "
+    "62.3, 69.5 and 67.3, which is 72.5 on average."
+)
 
 mnist = functools.cache(data.mnist)
 
@@ -144,6 +149,7 @@ TABLE = Table(
     notes=(
         "The authors chose the hyper-parameters on test accuracy, with one further seed; theirs are taken here.",
         "Seeds deal other digits to other contexts: look at the spread before the difference.",
+        DEALINGS,
     ),
     columns={
         "Task": Column("task", accuracy),
