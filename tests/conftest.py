@@ -1,5 +1,6 @@
 """What every test runs under: float64, strict promotion, no key used twice.  The library itself sets none of these."""
 
+import gc
 import os
 from importlib.metadata import version
 
@@ -11,6 +12,8 @@ if version("jaxlib").startswith("0.10."):
 import jax
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
+
+gc.set_threshold(200_000, 20, 100)  # tracing makes many objects that live: looking for cycles took a tenth of the time
 
 jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
@@ -43,6 +46,13 @@ def compiled(request):
     for name, value in usual.items():
         jax.config.update(name, value)
     compilation_cache.reset_cache()
+
+
+@pytest.fixture(autouse=True, scope="module")
+def forgotten():
+    """Programs of one module are of no use to the next, and fill gigabytes by the end."""
+    yield
+    jax.clear_caches()
 
 
 @pytest.fixture
