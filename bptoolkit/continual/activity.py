@@ -61,7 +61,8 @@ def dormant_and_last(
 
 
 def effective_rank(features: Float[Array, "b units"]) -> Float[Array, ""]:
-    """exp(−Σ p_i log p_i), p_i = σ_i / Σ σ: between 1 and the rank; 0 where all features are 0.
+    """exp(−Σ p_i log p_i), p_i = σ_i / Σ σ: between 1 and the rank; 0 where all features are 0, NaN where any is not
+    finite.
 
     Reference: Roy & Vetterli (2007), EUSIPCO.
     """
@@ -69,7 +70,8 @@ def effective_rank(features: Float[Array, "b units"]) -> Float[Array, ""]:
     total = jnp.sum(sigma)
     p = sigma / jnp.where(total > 0, total, 1)
     entropy = -jnp.sum(jnp.where(p > 0, p * jnp.log(jnp.where(p > 0, p, 1)), 0))
-    return jnp.where(total > 0, jnp.exp(entropy), 0)
+    rank = jnp.where(total > 0, jnp.exp(entropy), 0)
+    return jnp.where(jnp.all(jnp.isfinite(features)), rank, jnp.nan)
 
 
 def weight_norm(params: Params) -> Float[Array, ""]:

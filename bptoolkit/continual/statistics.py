@@ -18,6 +18,7 @@ from jaxtyping import Float
 __all__ = ["Comparison", "compare", "permutation_test", "seeds_needed"]
 
 EXACT_UP_TO = 20  # differences: a million sums of signs
+ROUNDING = 2.0**-21  # of a mean of several float32 accuracies, and twice that: differences below it are none
 
 
 class Comparison(NamedTuple):
@@ -26,7 +27,7 @@ class Comparison(NamedTuple):
     n: int
     difference: float  # mean of a − b
     half_width: float  # of Student's 95 % interval; NaN for one seed
-    effect: float  # mean over standard deviation of the differences; NaN where that is 0 or n is 1
+    effect: float  # mean over standard deviation of the differences; NaN where that is rounding or n is 1
     p: float  # two-sided, exact
     smallest_p: float  # that n seeds could give
     reason: str | None  # why this many seeds cannot tell; None where they can
@@ -34,6 +35,8 @@ class Comparison(NamedTuple):
 
 def compare(a: Float[np.ndarray, "n"], b: Float[np.ndarray, "n"], alpha: float = 0.05) -> Comparison:
     """The difference of two learners over paired seeds.
+
+    Values may come from float32: what they differ by through its rounding counts as a tie.
 
     Args:
         a, b: one value a seed, such as `average_accuracy(result)`; the same seeds in the same order.
@@ -43,6 +46,7 @@ def compare(a: Float[np.ndarray, "n"], b: Float[np.ndarray, "n"], alpha: float =
         ValueError: of different lengths, or empty; more than 20 seeds.
     """
     d = _paired(a, b)
+    rounding = ROUNDING * max(float(np.abs(a).max()), float(np.abs(b).max()))
     n, spread = len(d), d.std(ddof=1) if len(d) > 1 else math.nan
     smallest = 2 / 2**n if n > 1 else 1.0
     reason = None
@@ -52,14 +56,14 @@ def compare(a: Float[np.ndarray, "n"], b: Float[np.ndarray, "n"], alpha: float =
             f"{seeds_needed(alpha)} seeds are needed for {alpha:.2g}"
         )
     half = math.nan if n < 2 else float(_t(n - 1) * spread / math.sqrt(n))
-    effect = float(d.mean() / spread) if n > 1 and spread > 0 else math.nan
-    return Comparison(n, float(d.mean()), half, effect, permutation_test(d), smallest, reason)
+    effect = float(d.mean() / spread) if n > 1 and spread > rounding else math.nan
+    return Comparison(n, float(d.mean()), half, effect, permutation_test(d, n * rounding), smallest, reason)
 
 
-def permutation_test(differences: Float[np.ndarray, "n"]) -> float:
+def permutation_test(differences: Float[np.ndarray, "n"], rounding: float = 0.0) -> float:
     """The share of the 2ⁿ sign patterns whose sum is at least as far from zero: two-sided, exact.
 
-    Ties count as far; sums that agree to rounding are ties.
+    Ties count as far; sums that agree to `rounding`, and in any case to that of float64, are ties.
 
     Raises:
         ValueError: none, more than 20, or values that are not finite.
@@ -72,7 +76,7 @@ def permutation_test(differences: Float[np.ndarray, "n"]) -> float:
     sums = np.zeros(1)
     for value in np.abs(d):  # the signs of the differences themselves play no part in the set of all patterns
         sums = np.concatenate([sums + value, sums - value])
-    bound = abs(d.sum()) - 1e-12 * np.abs(d).sum()
+    bound = abs(d.sum()) - max(rounding, 1e-12 * np.abs(d).sum())
     return float(np.mean(np.abs(sums) >= bound))
 
 

@@ -23,6 +23,29 @@ def test_the_test_counts_every_pattern_of_signs(n):
         assert cl.permutation_test(d) == pytest.approx(by_enumeration(d), abs=1e-12)
 
 
+def test_ties_of_float32_accuracies_are_ties():
+    """Differences that are whole numbers of rows: enumerated in integers, and in float32 with as many rows a task.
+
+    Negative control: without rounding, some tied patterns fall short and p is too small.
+    """
+    rng, rows, tasks = np.random.default_rng(5), 71, 5
+    short = 0
+    for _ in range(40):
+        right = rng.integers(40, 60, (2, 10, tasks))
+        a, b = (right / rows).astype(np.float32).mean(-1, dtype=np.float32)
+        exact = by_enumeration((right[0] - right[1]).sum(-1).astype(float))
+        assert cl.compare(a, b).p == pytest.approx(exact, abs=1e-12)
+        short += cl.permutation_test(a.astype(float) - b) < exact - 1e-9
+    assert short > 2
+
+
+def test_differences_that_are_the_same_but_for_rounding_have_no_effect_size():
+    base = np.linspace(0.5, 0.8, 6, dtype=np.float32)
+    same = cl.compare(base + np.float32(0.1), base)
+    assert np.isnan(same.effect)
+    assert same.difference == pytest.approx(0.1, rel=1e-6)
+
+
 def test_it_is_scipys_exact_test():
     d = np.random.default_rng(0).normal(0.5, 1, 8)
     theirs = stats.permutation_test(
