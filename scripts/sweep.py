@@ -35,7 +35,7 @@ from bptoolkit.runs.devices import cache_folder
 from bptoolkit.runs.fields import Count, check_fields
 from bptoolkit.runs.processes import fatal, is_leader
 from bptoolkit.runs.record import write_json
-from bptoolkit.runs.sweep import Cell, Define, Swept, best, plan, sweep
+from bptoolkit.runs.sweep import Cell, Define, Swept, best, plan, sweep, undecided
 
 ON_TEST = (
     "Chosen on the test rows, so the figure of a chosen point is too good: run it with other seeds, or sweep with "
@@ -167,6 +167,8 @@ def tell(console: Console, folder: Path, swept: Swept, remark: str) -> None:
         table.add_row(point.scenario, point.net, point.strategy, at, figure)
     console.print(table)
     console.print(remark, soft_wrap=True, highlight=False)
+    if nowhere := undecided(swept.results):
+        console.print(f"[bold red]Seeds diverged at every point of:[/] {', '.join(nowhere)}", soft_wrap=True)
     for cell, sentence in swept.failed.items():
         console.print(f"[bold red]Failed:[/] {escape(cell)}: {escape(sentence)}", soft_wrap=True, highlight=False)
     console.print(f"Array: {folder / 'sweep.nc'}", soft_wrap=True, highlight=False)

@@ -120,10 +120,10 @@ def not_the_same_draws(first: Side, other: Side) -> str | None:
 
 
 def by_seed(results: "xarray.Dataset", where: Where) -> dict[int, dict[str, float]]:
-    """Each metric of every seed that was trained to the end."""
+    """Each metric of every seed that was trained to the end and did not diverge."""
     scenario, net, strategy = where
-    accuracy = results["accuracy"].sel(scenario=scenario, net=net, strategy=strategy)
-    accuracy = accuracy.isel(seed=complete(accuracy).values)
+    cell = results.sel(scenario=scenario, net=net, strategy=strategy)
+    accuracy = cell["accuracy"].isel(seed=complete(cell).values)
     R = trained(accuracy).transpose("seed", "after", "on").values.astype(np.float64)
     values = {name: getattr(metrics, name)(R) for name in METRICS}
     seeds = [int(seed) for seed in accuracy["seed"].values]

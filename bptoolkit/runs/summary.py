@@ -44,11 +44,12 @@ def interval(values: Float[np.ndarray, "n"], level: float = LEVEL) -> tuple[floa
 def summarise(results: "xarray.Dataset") -> dict[str, Any]:
     """Each net × strategy × scenario that was run, as one row of plain data.
 
-    A seed counts where its whole matrix accuracy[after ≥ 1, on] is there; a combination without such a seed is named
-    under `not_run`.
+    A seed counts where its whole matrix accuracy[after ≥ 1, on] is there and its weights stayed finite; a combination
+    without such a seed is named under `not_run`, or under `diverged` with how many seeds did.
 
     Returns:
-        {tasks, seeds, level, question, chance: {scenario: share}, rows: […], not_run: [[net, strategy, scenario]]}.
+        {tasks, seeds, level, question, chance: {scenario: share}, rows: […], not_run: [[net, strategy, scenario]],
+        diverged: [[net, strategy, scenario, seeds]]}.
         A row holds net, strategy, scenario, the metrics and train_test_gap as {mean, half_width, n, reason},
         settling {forward, backward: {steps, unconverged}} or null for a net that does not settle, plasticity
         {dormant, effective_rank, weight_norm: {first, last}}, after the first and the last task, or null where it was
@@ -56,13 +57,15 @@ def summarise(results: "xarray.Dataset") -> dict[str, Any]:
         within the tasks, and the costs.
     """
     names = {axis: [str(name) for name in results[axis].values] for axis in ("scenario", "net", "strategy")}
-    rows, not_run = [], []
+    rows, not_run, diverged = [], [], []
     for scenario, net, strategy in itertools.product(*names.values()):
         cell = results.sel(net=net, strategy=strategy, scenario=scenario)
-        ran = complete(cell["accuracy"]).values
+        ran, trained_seeds = complete(cell).values, there(cell).values
+        if lost := int((trained_seeds & ~ran).sum()):
+            diverged.append([net, strategy, scenario, lost])
         if ran.any():
             rows.append({"net": net, "strategy": strategy, "scenario": scenario} | row(cell.isel(seed=ran), ran.size))
-        else:
+        elif not trained_seeds.any():
             not_run.append([net, strategy, scenario])
     return {
         "tasks": results.sizes["on"],
@@ -72,6 +75,7 @@ def summarise(results: "xarray.Dataset") -> dict[str, Any]:
         "chance": chance(results),
         "rows": rows,
         "not_run": not_run,
+        "diverged": diverged,
     }
 
 
@@ -131,9 +135,18 @@ def trained(accuracy: "xarray.DataArray") -> "xarray.DataArray":
     return accuracy.sel(after=slice(1, None))
 
 
-def complete(accuracy: "xarray.DataArray") -> "xarray.DataArray":
+def there(results: "xarray.Dataset") -> "xarray.DataArray":
     """Which seeds were trained to the end: every accuracy but those of the untrained row is there."""
-    return trained(accuracy).notnull().all(("after", "on"))
+    return trained(results["accuracy"]).notnull().all(("after", "on"))
+
+
+def complete(results: "xarray.Dataset") -> "xarray.DataArray":
+    """Which seeds count: trained to the end, with weights that were finite after every task.
+
+    A net of NaN answers, and is never right: its accuracy of 0 is no measurement.
+    """
+    finite = (results["finite"] != 0).all("task") if "finite" in results else True
+    return there(results) & finite
 
 
 def train_test_gap(cell: "xarray.Dataset") -> Float[np.ndarray, "seed"]:

@@ -18,12 +18,12 @@ import numpy as np
 from bptoolkit.continual.experiment import Experiment
 from bptoolkit.runs.processes import is_leader
 from bptoolkit.runs.record import AXES, RunError, first_line, load_dataset, run_name, save_dataset, write_json
-from bptoolkit.runs.summary import interval
+from bptoolkit.runs.summary import complete, interval
 
 if TYPE_CHECKING:
     import xarray
 
-__all__ = ["Cell", "Plan", "Swept", "best", "load_sweep", "plan", "sweep"]
+__all__ = ["Cell", "Plan", "Swept", "best", "load_sweep", "plan", "sweep", "undecided"]
 
 SWEEP, STATES = "sweep.nc", "sweep.json"
 Define = Callable[[Any], Mapping[str, Experiment]]
@@ -179,14 +179,15 @@ class Best(NamedTuple):
 
 
 def best(results: "xarray.Dataset") -> Iterator[Best]:
-    """The best point of every net × strategy × scenario that was run.
+    """The best point of every net × strategy × scenario that was run; one at which a seed diverged is none.
 
     The accuracy is that of the test rows, and so is the choice: the figure of the chosen point is too good, the more
     so the more points there are.  Take the point, and run it with other seeds.
     """
     over = [str(name) for name in np.atleast_1d(results.attrs["over"])]
+    accuracy = results["accuracy"].where(complete(results))
     for net, strategy, scenario in itertools.product(*(results[axis].values for axis in AXES[:3])):
-        last = results["accuracy"].sel(net=net, strategy=strategy, scenario=scenario).isel(after=-1).mean("on")
+        last = accuracy.sel(net=net, strategy=strategy, scenario=scenario).isel(after=-1).mean("on", skipna=False)
         means = last.mean("seed", skipna=False).transpose(*over)
         if np.isnan(means.values).all():
             continue
@@ -194,3 +195,12 @@ def best(results: "xarray.Dataset") -> Iterator[Best]:
         values = {name: np.asarray(results[name].values[i]).item() for name, i in zip(over, place, strict=True)}
         mean, half = interval(last.transpose(*over, "seed").values[place])
         yield Best(str(net), str(strategy), str(scenario), values, mean, half)
+
+
+def undecided(results: "xarray.Dataset") -> list[str]:
+    """Each net/strategy/scenario that was run and has no best point, as a seed diverged at every one."""
+    over = [str(name) for name in np.atleast_1d(results.attrs["over"])]
+    ran = results["accuracy"].isel(after=-1).notnull().any([*over, "seed", "on"]).stack(name=AXES[:3])
+    run = ["/".join(names) for names in ran["name"].values[ran.values]]
+    decided = {f"{one.net}/{one.strategy}/{one.scenario}" for one in best(results)}
+    return [name for name in run if name not in decided]

@@ -203,7 +203,7 @@ def numbered(tables: dict[str, tuple[list[Column], list[Row]]]) -> list[Grid]:
 
 
 def remarks(summary: dict[str, Any], drawn: list[Grid]) -> list[str]:
-    """What must be read with the tables: the interval, the numbered reasons, the alarm, what was not run."""
+    """What must be read with the tables: interval, numbered reasons, alarm, what diverged and what was not run."""
     half_width = f"± is the half-width of the {100 * summary['level']:g} % t-interval over {seeds(summary)}."
     lines = [
         half_width if summary["seeds"] > 1 else "One seed: there are no intervals.",
@@ -212,6 +212,9 @@ def remarks(summary: dict[str, Any], drawn: list[Grid]) -> list[str]:
         *explained(drawn),
         *marks(drawn),
     ]
+    if lost := summary.get("diverged"):
+        told = (f"{'/'.join(names)} ({seeds} of {summary['seeds']})" for *names, seeds in lost)
+        lines.append(f"Seeds whose weights became NaN or infinite are left out: {', '.join(told)}.")
     if summary["not_run"]:
         lines.append(f"Not run: {', '.join('/'.join(names) for names in summary['not_run'])}.")
     return lines

@@ -67,7 +67,9 @@ def test_a_heat_map_is_the_mean_matrix_with_the_untrained_row(drawn, results):
 
 
 def test_what_was_not_run_says_so_in_its_panel(drawn):
-    assert [text.get_text() for text in panels(drawn["matrices-domain"])["recurrent · joint"].texts] == ["not run"]
+    assert [text.get_text() for text in panels(drawn["matrices-domain"])["recurrent · joint"].texts] == [
+        "no seed finished"
+    ]
     assert len(panels(drawn["matrices-class"])["recurrent · joint"].texts) == 30
 
 

@@ -159,6 +159,26 @@ def test_what_was_not_run_is_named_and_has_no_row(results):
     assert len(summary["rows"]) == 2 * 4 * 2 - 1
 
 
+def test_a_seed_that_diverged_is_not_counted_and_named(results):
+    """A net of NaN is never right: its accuracy of 0 enters no mean.  Where all have diverged, there is no row."""
+    finite = results["loss"].isel(bin=0, drop=True) * 0 + 1
+    wild = (finite["net"] == "static") & (finite["scenario"] == "class") & (finite["task"] > 2)
+    lost = wild & ((finite["strategy"] == "naive") & (finite["seed"] == 11) | (finite["strategy"] == "ewc"))
+    marked = results.assign(
+        finite=finite.where(~lost, 0), accuracy=results["accuracy"].where(~lost.any("task"), 0).transpose(..., "on")
+    )
+    summary = summarise(marked)
+    assert summary["diverged"] == [["static", "naive", "class", 1], ["static", "ewc", "class", 4]]
+    assert summary["not_run"] == [["recurrent", "joint", "domain"]]
+    named = [(r["net"], r["strategy"], r["scenario"]) for r in summary["rows"]]
+    assert ("static", "ewc", "class") not in named
+    assert ("static", "ewc", "domain") in named
+    left = summarise(results.sel(seed=[10, 12, 13]))
+    one, other = (row(of_seeds)["average_accuracy"] for of_seeds in (summary, left))
+    assert (one["mean"], one["half_width"]) == (other["mean"], other["half_width"])
+    assert (one["n"], one["reason"]) == (3, "3 of 4 seeds")
+
+
 def test_a_seed_that_was_not_trained_to_the_end_is_not_counted(results):
     """Two seeds stop after task 3: mean and interval are those of the other two, and the reason says so."""
     stopped = (results["seed"] >= 12) & (results["after"] > 3)

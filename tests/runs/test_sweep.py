@@ -13,7 +13,7 @@ import xarray
 from bptoolkit import continual as cl
 from bptoolkit import data, learning, models, runs
 from bptoolkit.continual.programs import numbers_read
-from bptoolkit.runs.sweep import best, load_sweep, plan, sweep
+from bptoolkit.runs.sweep import best, load_sweep, plan, sweep, undecided
 
 OVER = {"rate": [0.1, 0.4], "units": [3, 5], "decay": [0.0, 0.3]}
 RECORD = {"experiment": "tiny", "seeds": 2, "key": 0}
@@ -156,6 +156,21 @@ def test_the_best_point_is_the_greatest_mean(tmp_path):
     assert point.values == {"units": 5, "rate": 0.4}
     assert point.mean == pytest.approx(0.45)
     assert point.half_width == pytest.approx(0)
+
+
+def test_a_point_at_which_a_seed_diverged_is_not_the_best(tmp_path):
+    """Its accuracy stands there, and its weights were not finite: the second best is chosen."""
+    made.calls = []
+    asked = plan(define, Config(), {"units": [3, 4, 5], "rate": [0.4, 0.1]})
+    results = sweep(tmp_path, asked, made, RECORD).results
+    wild = (results["units"] == 5) & (results["seed"] == results["seed"][-1])
+    finite = xarray.ones_like(results["accuracy"].isel(after=0, on=0, drop=True)).expand_dims(task=[1, 2])
+    (point,) = best(results.assign(finite=finite.where(~wild, 0)))
+    assert point.values == {"units": 3, "rate": 0.4}
+    assert undecided(results) == []
+    nowhere = results.assign(finite=0 * finite)
+    assert not list(best(nowhere))
+    assert undecided(nowhere) == ["static/plain/class"]
 
 
 def test_a_field_of_words_has_a_best_point_too(tmp_path):

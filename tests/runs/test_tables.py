@@ -158,6 +158,11 @@ def test_complete_results_have_no_footnotes(summary):
     assert not re.search("[¹²³⁴⁵⁶⁷⁸⁹]", markdown_table(summary))
 
 
+def test_what_diverged_is_said(summary):
+    summary = summary | {"diverged": [["static", "naive", "class", 1]]}
+    assert "NaN or infinite are left out: static/naive/class (1 of 4)." in printed(summary).replace("\n", " ")
+
+
 def test_what_was_not_run_is_said(summary):
     assert "Not run: recurrent/joint/domain." in printed(summary)
 

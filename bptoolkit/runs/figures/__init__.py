@@ -84,7 +84,7 @@ def _each(results: "xarray.Dataset") -> Iterator[tuple[str, str, dict[str, Any]]
 
 def _laid_out(kind: str, results: "xarray.Dataset", summary: dict[str, Any], narrow: bool) -> "Figure":
     """One figure with its title, everything put in its place once for all formats."""
-    results = results.assign(accuracy=results["accuracy"].where(complete(results["accuracy"])))
+    results = results.assign(accuracy=results["accuracy"].where(complete(results)))
     with style():
         figure = KINDS[kind].draw(results, summary, narrow)
         figure.suptitle(f"{KINDS[kind].title}\n({heading(summary)})")

@@ -46,7 +46,7 @@ def heat_map(axis: "Axes", R: Float[np.ndarray, "after on"], letters: float) -> 
             colour = ON_DARK if value < 47 else ON_LIGHT  # the better contrast on either side
             axis.text(on, after, f"{value:.0f}", ha="center", va="center", color=colour, fontsize=letters)
     if not np.isfinite(R).any():
-        axis.text(0.5, 0.5, "not run", transform=axis.transAxes, ha="center", va="center", color=SOFT)
+        axis.text(0.5, 0.5, "no seed finished", transform=axis.transAxes, ha="center", va="center", color=SOFT)
     return image
 
 
