@@ -213,20 +213,46 @@ def calibrate(table: Table, job: Job) -> float:
 
 
 def report(table: Table, options: Options, folder: Path) -> None:
-    """Print the comparison of all that is there, and leave it as data."""
-    cells = {}
-    for method in options.methods or table.published:
-        for column in options.columns or table.columns:
-            if column in table.published[method]:
-                cells[method, column] = cell_of(table, method, column, options.key, folder)
-    if options.out is None or not any(one.n for one in cells.values()):
-        print(text_table(table, cells))
+    """Print the comparison of what was asked for, and leave that of the whole table as data.
+
+    Cells of which no seed is here stay as they were in the file, so that some rows can be run without the others.
+    """
+    cells = {
+        (method, column): cell_of(table, method, column, options.key, folder)
+        for method in table.published
+        for column in table.columns
+        if column in table.published[method]
+    }
+    methods, columns = options.methods or table.published, options.columns or table.columns
+    shown = {place: cell for place, cell in cells.items() if place[0] in methods and place[1] in columns}
+    text = text_table(table, shown)
+    if options.out is None or not any(one.n for one in shown.values()):
+        print(text)
         return
     options.out.mkdir(parents=True, exist_ok=True)
-    made = provenance(environment({})) | {"key": options.key, "sources": sources(folder)}
     path = options.out / f"{options.table.replace('/', '-')}.json"
-    write_json(path, as_data(table, cells, made))  # before anything is printed, which a closed pipe may end
-    print(f"{text_table(table, cells)}\n\n{path}")
+    made = provenance(environment({})) | {"key": options.key, "sources": sources(folder)}
+    data = beside_former(as_data(table, cells, made), read_json(path) if path.is_file() else {})
+    write_json(path, data)  # before anything is printed, which a closed pipe may end
+    print(f"{text}\n\n{path}")
+
+
+def beside_former(data: dict[str, Any], former: dict[str, Any]) -> dict[str, Any]:
+    """The comparison with the former cells in place of those without a seed; "former" tells how they were made."""
+    if former.get("title") != data["title"]:
+        return data
+    held = {(cell["method"], cell["column"]): cell for cell in former["cells"] if cell["n"]}
+
+    def kept(cell: dict[str, Any]) -> dict[str, Any]:
+        old = held.get((cell["method"], cell["column"]))
+        if old is None or cell["n"] or not set(cell["deviations"]) <= set(old["deviations"]):
+            return cell
+        return old
+
+    cells = [kept(cell) for cell in data["cells"]]
+    if cells == data["cells"]:
+        return data
+    return data | {"cells": cells, "former": [*former.get("former", ()), former["made"]]}
 
 
 def cell_of(table: Table, method: str, column: str, key: int, folder: Path) -> Cell:

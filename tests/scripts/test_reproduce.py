@@ -72,8 +72,8 @@ def test_it_runs_what_is_missing_and_nothing_twice(command):
     assert "4 runs, about" in text
     code, text, made = command("--seeds", "3", "--methods", "None", "ER")
     assert made == [(2,), (2,)]
-    (cell, _) = json.loads((command.folder / "out" / "nobody2026-small.json").read_text())["cells"]
-    assert cell["n"] == 3
+    cells = json.loads((command.folder / "out" / "nobody2026-small.json").read_text())["cells"]
+    assert [(cell["method"], cell["n"]) for cell in cells] == [("None", 3), ("ER", 3), ("Unknown", 0)]
     assert command("--seeds", "3", "--methods", "None")[2] == []
 
 
@@ -86,6 +86,26 @@ def test_a_comparison_names_the_source_of_the_runs_and_not_its_own(command, repr
     assert json.loads(out.read_text())["made"]["sources"] == [{"commit": "old", "dirty": False}]
     command("--seeds", "3", "--methods", "None")
     assert len(json.loads(out.read_text())["made"]["sources"]) == 2
+
+
+def test_rows_that_were_not_asked_for_stay_in_the_file(command):
+    """Those of seeds that are here, and those committed by others; not those of another protocol."""
+    out = command.folder / "out" / "nobody2026-small.json"
+    counts = lambda: {cell["method"]: cell["n"] for cell in json.loads(out.read_text())["cells"]}
+    command("--seeds", "2", "--methods", "None", "ER")
+    command("--seeds", "2", "--methods", "None")
+    assert counts() == {"None": 2, "ER": 2, "Unknown": 0}
+    assert "former" not in json.loads(out.read_text())
+    committed = json.loads(out.read_text())
+    for path in (command.folder / "runs" / "nobody2026-small").glob("ER-*"):
+        path.unlink()
+    _, text, _ = command("--seeds", "3", "--methods", "None")
+    assert "ER " not in text
+    assert counts() == {"None": 3, "ER": 2, "Unknown": 0}
+    assert json.loads(out.read_text())["former"] == [committed["made"]]
+    command.table[0] = command.table[0]._replace(deviations=lambda method, scenario: ("half the rows",))
+    command("--seeds", "1", "--methods", "None")
+    assert counts() == {"None": 1, "ER": 0, "Unknown": 0}
 
 
 def test_stopped_and_taken_up_it_ends_the_same(command):
