@@ -109,9 +109,7 @@ def guarded(command: Callable[[list[str]], int], arguments: list[str]) -> int:
     try:
         return command(arguments)
     except runs.Interrupted as error:
-        kept = "--from" not in arguments[:1] or "--into" in arguments
-        onward = "The same command goes on from there." if kept else "A repetition without --into is removed."
-        tell_error(f"{escape(str(error))} {onward}")
+        tell_error(f"{escape(str(error))} {onward(arguments)}")
         return error.exit_code
     except Exception as error:
         if lost(error):
@@ -123,6 +121,14 @@ def guarded(command: Callable[[list[str]], int], arguments: list[str]) -> int:
         return 2
 
 
+def onward(arguments: list[str]) -> str:
+    """How an interrupted command goes on."""
+    flags = [argument.partition("=")[0] for argument in arguments]
+    if "--from" in flags[:1] and "--into" not in flags:
+        return "A repetition without --into is removed."
+    return f"The same command{' without --again' if '--again' in flags else ''} goes on from there."
+
+
 def leave(main: Callable[[list[str]], int], arguments: list[str]) -> NoReturn:
     """Run `main` and end the process, also after an error that nobody foresaw: no other process waits for this one.
 
@@ -131,7 +137,7 @@ def leave(main: Callable[[list[str]], int], arguments: list[str]) -> NoReturn:
     try:
         code = main(arguments)
     except KeyboardInterrupt as error:
-        tell_error(f"{str(error) or 'Interrupted'}. What was saved before is kept: the same command goes on from it.")
+        tell_error(f"{str(error) or 'Interrupted'}. What was saved before is kept. {onward(arguments)}")
         end(128 + signal.SIGINT, alone=True)
     except Exception:
         traceback.print_exc()
@@ -266,7 +272,9 @@ def repeat(console: Console, asked: Repeat) -> int:
         if into.resolve() == asked.source.resolve():
             raise ValueError(f"--into must be another folder than {asked.source}, which is compared with it.")
         watcher = runs.display(console, quiet=asked.quiet)
-        if runs.carry_out(into, config, experiments, question=question, watcher=watcher).found:
+        layout = cl.Layout(data=runs.recorded_data_devices(asked.source))
+        told = {"question": question, "watcher": watcher, "layout": layout}
+        if runs.carry_out(into, config, experiments, **told).found:
             console.print(f"Compared with the run that is already in {into}.", soft_wrap=True)
         differing, around = runs.differences(asked.source, into), runs.surroundings(asked.source, into)
     console.print("Differs:" if differing else "Bit-identical: results and weights.")

@@ -18,6 +18,12 @@
 set -uo pipefail
 cd "${SLURM_SUBMIT_DIR:-$(dirname "${BASH_SOURCE[0]}")/..}"
 
+if (( ${SLURM_RESTART_COUNT:-0} > 0 )); then # what --again began anew goes on when it is put back
+  kept=()
+  for argument in "$@"; do [[ $argument == --again ]] || kept+=("$argument"); done
+  set -- "${kept[@]}"
+fi
+
 srun --kill-on-bad-exit=1 .venv/bin/python scripts/run.py "$@"
 code=$?
 

@@ -111,7 +111,8 @@ def execute(console: Console, name: str, question: str, module: Any, config: Any
         record["validate"] = options.validate
     digest = hashlib.sha256(json.dumps([record, dataclasses.asdict(config), over], sort_keys=True).encode()).hexdigest()
     folder = options.runs / f"sweep-{name}-{digest[:8]}"
-    settle(options, folder)
+    begun = (path.parent for path in sorted((folder / "cells").glob("*/environment.json")))
+    settle(options, next(begun, folder))
     define = partial(defined, module.define, options.validate)
     asked = plan(define, config, over)
     if is_leader() and not options.quiet:

@@ -3,6 +3,7 @@
 {"how": a sentence, "values": {"net/strategy/scenario": {field: value}}}
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from bptoolkit.continual.experiment import Experiment
 from bptoolkit.runs.record import RunError, read_json
-from bptoolkit.runs.sweep import best
+from bptoolkit.runs.sweep import best, label
 
 if TYPE_CHECKING:
     import xarray
@@ -72,9 +73,12 @@ def with_choice(
 
 def _with(name: str, experiment: Experiment, config: Mapping[str, Any], values: Mapping[str, Any]) -> Experiment:
     for field, value in values.items():
-        if field not in experiment.hyper and config.get(field) != value:
+        held = config.get(field)
+        here = label(tuple(held) if isinstance(held, list) else held)
+        if field not in experiment.hyper and here != value:
+            words = re.sub(r"[(),]+", " ", str(value)).split()  # as flags are given
             raise RunError(
                 f"{field} = {value} was chosen for {name}, and it is no traced number: the run has "
-                f"{field} = {config.get(field)} for all combinations. Give --{field.replace('_', '-')} {value}."
+                f"{field} = {here} for all combinations. Give --{field.replace('_', '-')} {' '.join(words)}."
             )
     return replace(experiment, hyper={k: values.get(k, held) for k, held in experiment.hyper.items()})

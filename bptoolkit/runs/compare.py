@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 __all__ = ["differences", "surroundings"]
 
-WHERE = ("python", "source", "machine", "devices", "settings", "packages")
+WHERE = ("python", "source", "machine", "devices", "data_devices", "settings", "packages")
 PASSING = ("machine.load", "settings.compilation_cache_dir")  # of no account for the results
 CLOCK = ("seconds", "compile_seconds", "ms_per_1000", "peak_bytes")  # cost, which no two runs share
 

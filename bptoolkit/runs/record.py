@@ -44,7 +44,7 @@ def run_name(config: Mapping[str, Any]) -> str:
     return f"{name}-{digest[:8]}"
 
 
-def open_run(folder: Path | str, config: Mapping[str, Any], *, again: bool = False) -> Run:
+def open_run(folder: Path | str, config: Mapping[str, Any], *, again: bool = False, data_devices: int = 1) -> Run:
     """Claim `folder` for the run that `config` describes, and record where and when it starts.
 
     A folder in which this very run has finished is returned untouched with `found` true, unless `again`.  Where it was
@@ -54,6 +54,7 @@ def open_run(folder: Path | str, config: Mapping[str, Any], *, again: bool = Fal
         folder: the run's own folder, made if it is missing; usually `runs / run_name(config)`.
         config: plain data that decides the results: {"experiment": …, "config": {…}, "seeds": […]}.
         again: start anew even if it has finished; files are replaced one by one as new ones are saved.
+        data_devices: that share the rows of a batch, for the record.
 
     Raises:
         RunError: for another run's folder, a folder of other things, a file, or one that cannot be written.
@@ -64,7 +65,7 @@ def open_run(folder: Path | str, config: Mapping[str, Any], *, again: bool = Fal
         return Run(folder, found=True)
     if again:
         remove(folder / UNFINISHED)
-    told = environment(config) | {"earlier": earlier(folder)}
+    told = environment(config) | {"data_devices": data_devices, "earlier": earlier(folder)}
     write_json(folder / CONFIG, config)
     write_json(folder / ENVIRONMENT, told)
     return Run(folder, found=False)
@@ -171,6 +172,13 @@ def recorded_devices(folder: Path | str) -> int | None:
     if not isinstance(devices, list) or not devices:
         return None
     return len(devices) if all(str(device).startswith("cpu:") for device in devices) else None
+
+
+def recorded_data_devices(folder: Path | str) -> int:
+    """How many devices shared the rows of a batch at the latest start in `folder`."""
+    path = Path(folder) / ENVIRONMENT
+    devices = read_json(path).get("data_devices") if path.is_file() else None
+    return devices if isinstance(devices, int) and devices >= 1 else 1
 
 
 def plain(config: Mapping[str, Any]) -> dict[str, Any]:

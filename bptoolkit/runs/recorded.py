@@ -38,11 +38,27 @@ def is_source(value: Any) -> bool:
     return isinstance(value, dict) and isinstance(value.get("commit"), str) and "dirty" in value
 
 
+def is_count(value: Any) -> bool:
+    """Whether this is a whole number of at least 1."""
+    return type(value) is int and value >= 1
+
+
+def is_starts(value: Any) -> bool:
+    """Whether these are earlier starts, which have ended at some time or have left no end."""
+    has_times = lambda start: is_time(start.get("started")) and (start.get("ended") is None or is_time(start["ended"]))
+    return isinstance(value, list) and all(isinstance(start, dict) and has_times(start) for start in value)
+
+
 NEEDED: dict[str, tuple[Callable[[Any], bool], str]] = {  # of environment.json
     "state": (lambda value: isinstance(value, str), "a word"),
     "started": (is_time, "a time with its zone"),
     "ended": (lambda value: value is None or is_time(value), "a time with its zone, or null"),
     "command": (lambda value: isinstance(value, str), "a line of text"),
     "source": (lambda value: value is None or is_source(value), "{commit, dirty} or null"),
+    "earlier": (lambda value: value is None or is_starts(value), "starts with their times, or null"),
+    "data_devices": (
+        lambda value: value is None or (type(value) is int and value >= 1),
+        "a number of devices, or null",
+    ),
     "packages": (lambda value: value is None or isinstance(value, dict), "names with their versions"),
 }

@@ -127,11 +127,11 @@ def sections(scenarios: list[str]) -> dict[str, str]:
 
 def facts(summary: dict[str, Any], environment: Mapping[str, Any]) -> list[str]:
     """What stands under the title: size, time, place in the repository's history."""
-    seconds, source = elapsed(environment), environment.get("source")
+    time, source = elapsed(environment), environment.get("source")
     return [
         "1 task" if summary["tasks"] == 1 else f"{summary['tasks']} tasks",
         seeds(summary),
-        *([] if seconds is None else [f"{seconds:,.0f} s"]),
+        *([] if time is None else [f"{'' if time[1] else 'at least '}{time[0]:,.0f} s"]),
         str(environment["started"])[:10],
         *([f"commit {source['commit'][:8]}{' with changes' if source['dirty'] else ''}"] if source else []),
     ]
@@ -184,9 +184,14 @@ def listed(shares: Mapping[str, float | None]) -> str:
     )
 
 
-def elapsed(environment: Mapping[str, Any]) -> float | None:
-    """Seconds from start to end; None for a run that has not ended."""
+def elapsed(environment: Mapping[str, Any]) -> tuple[float, bool] | None:
+    """Seconds of all starts, and whether the end of each is known; None for a run that has not ended.
+
+    A start that was killed has left no end, and does not count.
+    """
     if environment["ended"] is None:
         return None
-    started, ended = (datetime.fromisoformat(environment[key]) for key in ("started", "ended"))
-    return (ended - started).total_seconds()
+    starts = [*(environment.get("earlier") or ()), environment]
+    times = [(start.get("started"), start.get("ended")) for start in starts]
+    known = [[datetime.fromisoformat(moment) for moment in span] for span in times if all(span)]
+    return sum((ended - started).total_seconds() for started, ended in known), len(known) == len(times)

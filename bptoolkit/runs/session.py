@@ -142,7 +142,7 @@ def _lead(folder: Path, config, experiments, how: _How, question: str, watcher: 
     if is_finished(folder) and not again:
         return Outcome(folder, load_results(folder), found=True)
     with locked(folder):
-        if open_run(folder, config, again=again).found:  # by another process, meanwhile
+        if open_run(folder, config, again=again, data_devices=how.layout.data).found:  # by another process, meanwhile
             return Outcome(folder, load_results(folder), found=True)
         watched = together(log(folder), watcher)
 

@@ -44,6 +44,16 @@ def test_each_combination_gets_its_own_numbers_and_the_others_keep_theirs(experi
     assert found[NAMES[1]].hyper == {"strength": 1.0, "rate": 0.1}
 
 
+def test_layers_that_were_chosen_are_those_of_the_run(experiments):
+    """A label in the sweep, a tuple in the configuration, a list in config.json; refused with the flag to give."""
+    choice = {"how": "so", "values": {NAMES[0]: {"hidden": "(100, 50)", "bias": "True"}}}
+    for hidden in ((100, 50), [100, 50]):
+        found = with_choice(experiments, CONFIG | {"hidden": hidden, "bias": True}, choice)
+        assert found[NAMES[0]].hyper == {"strength": 1.0, "rate": 0.1}
+    with pytest.raises(RunError, match=r"the run has hidden = \(9,\) for all combinations. Give --hidden 100 50\."):
+        with_choice(experiments, CONFIG | {"hidden": [9], "bias": True}, choice)
+
+
 def test_a_choice_that_does_not_fit_the_run_is_refused(experiments):
     with pytest.raises(RunError, match=r"units = 5 was chosen for static/ewc/class.*units = 9.*Give --units 5"):
         with_choice(experiments, CONFIG | {"units": 9}, CHOICE)

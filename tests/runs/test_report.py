@@ -13,6 +13,7 @@ from html.parser import HTMLParser
 import pytest
 
 from bptoolkit.runs import RunError, finish, load_summary, markdown_table, open_run, save_results, write_report
+from bptoolkit.runs.report import elapsed, facts
 from bptoolkit.runs.tables import grids
 
 CONFIG = {
@@ -53,6 +54,19 @@ def folder_of(path, results, state="finished", config=CONFIG):
     if state != "running":
         finish(folder, state)
     return folder
+
+
+def test_the_time_is_that_of_all_starts():
+    """A start that was killed has left no end: the time is then a bound, and a run that goes on has none."""
+    at = lambda minute: f"2026-11-26T00:{minute:02}:00+00:00"
+    last = {"started": at(30), "ended": at(31)}
+    assert elapsed(last) == (60, True)
+    assert elapsed(last | {"earlier": [{"started": at(0), "ended": at(10)}]}) == (660, True)
+    killed = last | {"earlier": [{"started": at(0), "ended": at(10)}, {"started": at(12), "ended": None}]}
+    assert elapsed(killed) == (660, False)
+    told = facts({"tasks": 5, "seeds": 2}, killed)
+    assert "at least 660 s" in told
+    assert elapsed(last | {"ended": None}) is None
 
 
 @pytest.fixture(scope="module")

@@ -113,6 +113,34 @@ def test_ctrl_c_saves_and_says_how_to_go_on(compiled, tmp_path):
     assert len(list(tmp_path.glob("runs/*/unfinished/static/naive/class/0*"))) == 1
 
 
+@pytest.mark.parametrize(
+    ("line", "sentence"),
+    [
+        ("split_digits --seeds 3", "The same command goes on from there."),
+        ("split_digits --again", "The same command without --again goes on from there."),
+        ("--from runs/a", "A repetition without --into is removed."),
+        ("--from=runs/a", "A repetition without --into is removed."),
+        ("--from runs/a --into=runs/b", "The same command goes on from there."),
+    ],
+)
+def test_an_interrupted_command_says_truly_how_it_goes_on(line, sentence):
+    found = importlib.util.spec_from_file_location("run", ROOT / "scripts" / "run.py")
+    module = importlib.util.module_from_spec(found)
+    found.loader.exec_module(module)
+    assert module.onward(line.split()) == sentence
+
+
+@pytest.mark.parametrize(("restarts", "passed"), [("0", "split_digits --again"), ("1", "split_digits")])
+def test_a_job_put_back_into_the_queue_goes_on_and_does_not_begin_anew(tmp_path, restarts, passed):
+    """`srun` is one that prints what it is given."""
+    (tmp_path / "srun").write_text('#!/usr/bin/env bash\necho "$@"\n')
+    (tmp_path / "srun").chmod(0o755)
+    variables = os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_RESTART_COUNT": restarts}
+    line = ["bash", str(ROOT / "scripts" / "slurm.sh"), "split_digits", "--again"]
+    ran = subprocess.run(line, env=variables, capture_output=True, text=True, check=True)
+    assert ran.stdout.endswith(f"scripts/run.py {passed}\n")
+
+
 BAD = {
     "unknown name": (["split_digit"], "Nearest: split_digits"),
     "no seeds": (["split_digits", "--seeds", "0"], "seeds must be a whole number of at least 1"),
