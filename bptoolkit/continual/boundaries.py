@@ -17,13 +17,14 @@ def online(stream: Stream, rows: int) -> Stream:
     Test rows stay.  Every seed draws its own rows, without replacement.
 
     Args:
-        stream: whose tasks all have at least so many rows.
+        stream: whose tasks all have at least so many rows; of a stream of parts (`held_out`) a task that has fewer
+            keeps them all.
         rows: of each task.
 
     Raises:
         ValueError: less than one row, or more than some task could have.
     """
-    least = _least_rows(stream)
+    least = min(_least_rows(stream), stream.rows_max)
     if not 1 <= rows <= least:
         raise ValueError(f"rows must be in 1 … {least}, the rows of the smallest task, got {rows}.")
 
@@ -31,10 +32,10 @@ def online(stream: Stream, rows: int) -> Stream:
         draw_key, choice_key = jax.random.split(key)
         indices = stream.draw(draw_key)
         place = jnp.arange(rows, dtype=jnp.int32)
-        some = lambda key, index, count: index[shuffled(key, place, count)]
+        some = lambda key, index, count: index[shuffled(key, jnp.minimum(place, count - 1), count)]
         keys = jax.random.split(choice_key, stream.tasks)
         index = jax.vmap(some)(keys, indices.train.index, indices.train.count)
-        return indices._replace(train=View(index, jnp.full(stream.tasks, rows, jnp.int32)))
+        return indices._replace(train=View(index, jnp.minimum(indices.train.count, rows).astype(jnp.int32)))
 
     return stream._replace(draw=draw, rows_max=rows)
 
@@ -47,17 +48,23 @@ def blurry(stream: Stream, share: float) -> Stream:
     that needs no boundaries, such as `reservoir_replay` or `der`, treats all alike.
 
     Args:
-        stream: class-incremental, since strayed rows keep the outputs of their classes.
+        stream: class-incremental, since strayed rows keep the outputs of their classes, and of classes that are in one
+            task each.
         share: in [0, 1]; 0 leaves the stream as it is, 1 leaves no tasks at all.
 
     Raises:
-        ValueError: another scenario, a share outside [0, 1].
+        ValueError: another scenario, classes that come back in every task, a share outside [0, 1].
 
     Reference: Aljundi, Kelchtermans & Tuytelaars (2019), CVPR, on task-free learning; Bang et al. (2021), CVPR.
     """
     if stream.scenario != "class":
         raise ValueError(
             f'blurry needs a stream of scenario "class", got "{stream.scenario}": elsewhere a strayed row has no label.'
+        )
+    if stream.tasks * stream.classes_per_task > stream.classes:
+        raise ValueError(
+            f"blurry needs classes that are in one task each, got {stream.tasks} tasks of {stream.classes_per_task} of "
+            f"{stream.classes} classes: a strayed row would become one of the task it lands in. Take a split stream."
         )
     if not 0 <= share <= 1:
         raise ValueError(f"share must be in [0, 1], got {share}.")

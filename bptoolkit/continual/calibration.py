@@ -20,15 +20,15 @@ def calibration_error(logits: Float[Array, "b k"], batch: Batch, bins: int = 15)
     p = jax.vmap(probabilities)(logits, batch.active, batch.temperature)
     confidence = jnp.max(p, axis=1)
     right = jax.vmap(correct)(logits, batch.target, batch.active).astype(p.dtype)
-    weight = (batch.weight > 0).astype(p.dtype)
+    counts = batch.weight > 0
     place = jnp.minimum((confidence * bins).astype(jnp.int32), bins - 1)
-    gap = jax.ops.segment_sum(weight * (right - confidence), place, num_segments=bins)
-    return jnp.sum(jnp.abs(gap)) / jnp.sum(weight)
+    gap = jax.ops.segment_sum(jnp.where(counts, right - confidence, 0), jnp.where(counts, place, 0), num_segments=bins)
+    return jnp.sum(jnp.abs(gap)) / jnp.sum(counts, dtype=p.dtype)
 
 
 def brier_score(logits: Float[Array, "b k"], batch: Batch) -> Float[Array, ""]:
     """Mean over rows of Σ_i (p_i − t_i)², over the active outputs; in [0, 2]."""
     p = jax.vmap(probabilities)(logits, batch.active, batch.temperature)
     miss = jnp.sum(jnp.square(jnp.where(batch.active, p - batch.target.astype(p.dtype), 0)), axis=1)
-    weight = (batch.weight > 0).astype(p.dtype)
-    return jnp.sum(weight * miss) / jnp.sum(weight)
+    counts = batch.weight > 0
+    return jnp.sum(jnp.where(counts, miss, 0)) / jnp.sum(counts, dtype=p.dtype)

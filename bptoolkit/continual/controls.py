@@ -61,7 +61,8 @@ class Frozen(NamedTuple):
 def random_features(learner: Learner) -> Learner:
     """Train the readout alone; all other weights stay as they were drawn, bit for bit.
 
-    What is then forgotten is forgotten by the readout: the representation cannot be at fault.
+    What is then forgotten is forgotten by the readout: the representation cannot be at fault.  What renews weights
+    belongs inside: outside it renews these too.
     """
 
     def init(inner: Memory, params: Params, spec: StreamSpec, key: Key) -> Frozen:
@@ -70,7 +71,11 @@ def random_features(learner: Learner) -> Learner:
     def after_step(memory: Frozen, before: Params, after: Params, opt_state, batch, key):
         return jax.tree.map(jnp.where, memory.trained, after, before), opt_state, memory
 
-    return adding(learner, init, after_step=after_step)
+    def start_task(memory: Frozen, params: Params, task: Int[Array, ""], key: Key) -> tuple[Params, Frozen]:
+        began, inner = learner.start_task(memory.inner, params, task, key)
+        return jax.tree.map(jnp.where, memory.trained, began, params), memory._replace(inner=inner)
+
+    return adding(learner, init, after_step=after_step)._replace(start_task=start_task)
 
 
 class Nets(NamedTuple):
@@ -86,13 +91,15 @@ def separate(learner: Learner) -> Learner:
     """A net of its own for every task, trained on that task alone; the net is told the task, and answers with its own.
 
     The reference for what sharing costs or gains.  T nets are kept: for equal numbers of weights, make each smaller.
-    Every stage starts with a fresh optimiser state and a fresh memory of the learner inside.
+    Every stage starts with a fresh optimiser state and a fresh memory of the learner inside.  Penalties belong inside:
+    around it they would pull the net of one task towards that of another.
 
     Raises:
         ValueError: a stream that does not tell the task at test time; a learner that trains on several tasks at once.
     """
     if learner.curriculum is not OWN_ROWS:
         raise ValueError("separate trains each net on its own task alone: take away joint or cumulative inside it.")
+    view = learner.view
 
     def init(params: Params, spec: StreamSpec, key: Key) -> Nets:
         require_told(spec, "separate")
@@ -129,6 +136,7 @@ def separate(learner: Learner) -> Learner:
         end_task=end_task,
         predict=predict,
         curriculum=OWN_ROWS._replace(reset_optimizer=True),
+        view=None if view is None else lambda memory, params, task: view(memory.inner, params, task),
     )
 
 

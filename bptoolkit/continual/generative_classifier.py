@@ -71,7 +71,7 @@ def generative_classifier(
 
             def loss(one):
                 losses = jax.vmap(net.loss, (None, 0, 0))(one, flat, noise)
-                return jnp.sum(weight * losses) / jnp.maximum(jnp.sum(weight), 1)
+                return jnp.sum(weight * losses) / jnp.sum(weight)
 
             none = lambda: (jnp.zeros((), flat.dtype), trees.zeros_like(one))
             return lax.cond(jnp.any(weight > 0), lambda: jax.value_and_grad(loss)(one), none)
@@ -79,7 +79,8 @@ def generative_classifier(
         member = (batch.target * batch.weight[:, None]).T.astype(flat.dtype)  # (classes, b)
         losses, grads = lax.map(of_class, (params, member))
         there = jnp.sum(member, axis=1)
-        mean = jnp.sum(losses * there) / jnp.maximum(jnp.sum(there), 1)
+        total = jnp.sum(there)
+        mean = jnp.sum(losses * there) / jnp.where(total > 0, total, 1)
         return grads, Info(loss=mean, weight=batch.weight), memory
 
     def after_step(memory: Memory, before: Params, after: Params, opt_state, batch: Batch, key: Key):

@@ -42,7 +42,7 @@ def generative_replay(
     latent: int = 100,
     optimizer: optax.GradientTransformation | None = None,
     likelihood: Likelihood = "bernoulli",
-    per_task: bool = False,
+    per_task: bool | None = None,
 ) -> Strategy:
     """Replay what a variational auto-encoder generates.
 
@@ -53,10 +53,11 @@ def generative_replay(
         hidden, latent: units of the encoder's hidden layers (the decoder's in reverse), values of z.
         optimizer: of the generator; `optax.adam(1e-3)` if left out.
         likelihood: "bernoulli" for data in [0, 1], "gaussian" for any other.
-        per_task: every generated row once for each task behind, labelled among its outputs: where the task is told.
+        per_task: every generated row once for each task behind, as of that task and labelled among its outputs; if left
+            out, where the stream tells the task.
 
     Raises:
-        ValueError: less than one row, a size below one, an unknown likelihood.
+        ValueError: less than one row, a size below one, an unknown likelihood; per_task=False where the task is told.
     """
     check_positive(rows=rows, latent=latent)
     optimizer = optax.adam(1e-3) if optimizer is None else optimizer
@@ -67,7 +68,13 @@ def generative_replay(
         def init(params: Params, spec: StreamSpec, key: Key) -> Dream:
             inner_key, generator_key = jax.random.split(key)
             inner, generator = learner.init(params, spec, inner_key), net_of(spec.example.x).init(generator_key)
-            heads = max(spec.tasks - 1, 1) if per_task else 1
+            told = spec.scenario == "task"
+            if told and per_task is False:
+                raise ValueError(
+                    "generative_replay labels rows among the outputs of each task where the task is told, got "
+                    "per_task=False. Leave it out."
+                )
+            heads = max(spec.tasks - 1, 1) if told or per_task else 1
             active = jnp.zeros((heads, spec.outputs), bool)
             return Dream(inner, generator, optimizer.init(generator), generator, params, active, jnp.int32(0))
 
@@ -77,8 +84,11 @@ def generative_replay(
             wanted = batch.x.shape[0] if rows is None else rows
             dreamt = generated(net, memory, batch, wanted, dream_key)
             share = 1 / (memory.tasks + 1).astype(batch.weight.dtype)
-            logits, _ = learner.predict(memory.inner, memory.old_net, dreamt)
-            labelled = concatenate(*(_for_head(memory, dreamt, logits, h) for h in range(memory.active.shape[0])))
+            heads = range(memory.active.shape[0])
+            as_of = lambda head: dreamt if len(heads) == 1 else dreamt._replace(task=jnp.full_like(dreamt.task, head))
+            answer = lambda head: learner.predict(memory.inner, memory.old_net, as_of(head))[0]
+            logits = [answer(0)] * len(heads) if learner.view is None else [answer(head) for head in heads]
+            labelled = concatenate(*(_for_head(memory, as_of(head), logits[head], head) for head in heads))
             mixed = concatenate(weigh(batch, share), weigh(labelled, 1 - share))
             grads, info, inner = learner.gradient(memory.inner, params, mixed, inner_key)
 

@@ -78,7 +78,7 @@ class Packed(NamedTuple):
     inner: Memory
     owner: PyTree  # like params: 0 free, t + 1 of task t
     out: PyTree  # True for weights of the readout
-    current: Int[Array, ""]
+    current: Int[Array, ""]  # −1 before the first
     step: Int[Array, ""]  # of this task
     prune_at: Int[Array, ""]
     tasks: Int[Array, ""]
@@ -89,8 +89,9 @@ def packnet(keep: float | None = None, *, retrain: float = 1 / 3) -> Strategy:
 
     After (1 − retrain) of a task's steps, in every weight matrix the largest `keep` of its free weights by |w| become
     the task's, the others become 0; the rest of the steps trains the task's own.  What belongs to a task is never
-    changed again, and in a task only weights of this and earlier tasks are seen, so nothing is forgotten, bit for bit.
-    Biases belong to the first task, each output's weights to the task it is active in.
+    changed again, and in a task only weights of this and earlier tasks are seen, and until it prunes the free ones that
+    it trains, so nothing is forgotten, bit for bit.  Biases belong to the first task, each output's weights to the task
+    it is active in.  What renews weights (`redo`, `shrink_and_perturb`) belongs inside: outside it renews all.
 
     Args:
         keep: share of the free weights that a task keeps, in (0, 1]; if left out 1/(tasks to come, this one
@@ -115,10 +116,12 @@ def packnet(keep: float | None = None, *, retrain: float = 1 / 3) -> Strategy:
             out = readout(learner.model, params, key)
             owner = jax.tree.map(lambda p: jnp.zeros(p.shape, jnp.int32), params)
             prune_at = jnp.int32(max(round((1 - retrain) * spec.steps), 1))
-            return Packed(inner, owner, out, jnp.int32(0), jnp.int32(0), prune_at, jnp.int32(spec.tasks))
+            return Packed(inner, owner, out, jnp.int32(-1), jnp.int32(0), prune_at, jnp.int32(spec.tasks))
 
         def start_task(memory: Packed, params: Params, task: Int[Array, ""], key: Key):
-            return params, memory._replace(current=task, step=jnp.int32(0))
+            began, inner = learner.start_task(memory.inner, params, task, key)
+            kept = jax.tree.map(lambda o, new, old: jnp.where(o > 0, old, new), memory.owner, began, params)
+            return kept, memory._replace(inner=inner, current=task, step=jnp.int32(0))
 
         def after_step(memory: Packed, before, after, opt_state, batch: Batch, key):
             own = jnp.where(memory.step < memory.prune_at, 0, memory.current + 1)
@@ -132,10 +135,15 @@ def packnet(keep: float | None = None, *, retrain: float = 1 / 3) -> Strategy:
             return params, opt_state, memory
 
         def own_view(memory: Packed, params: Params, task: Int[Array, ""]) -> Params:
-            seen = lambda p, owner, out: jnp.where(_shared(p, out) | ((owner > 0) & (owner <= task + 1)), p, 0)
+            free = (memory.current < 0) | ((task == memory.current) & (memory.step < memory.prune_at))
+
+            def seen(p, owner, out):
+                shown = _shared(p, out) | ((owner > 0) & (owner <= task + 1)) | ((owner == 0) & free)
+                return jnp.where(shown, p, 0)
+
             return jax.tree.map(seen, params, memory.owner, memory.out)
 
-        outer = adding(learner, init, start_task=start_task, after_step=after_step)
+        outer = adding(learner, init, after_step=after_step)._replace(start_task=start_task)
         return answers_by_view(outer, learner, own_view)
 
     return strategy
@@ -149,9 +157,10 @@ def _prune(params: Params, memory: Packed, active: Bool[Array, "k"], share) -> t
         free = owner == 0
         size = jnp.where(free, jnp.abs(p), -1).reshape(-1)
         count = jnp.ceil(share * jnp.sum(free, dtype=jnp.result_type(float))).astype(jnp.int32)
-        threshold = jnp.sort(size)[size.shape[0] - jnp.clip(count, 1, size.shape[0])]
+        rank = jnp.arange(size.shape[0], dtype=jnp.int32)
+        largest = jnp.zeros(size.shape, bool).at[jnp.argsort(-size)].set(rank < jnp.maximum(count, 1))
         outputs = jnp.where(out, active, True) if p.shape[-1] == active.shape[0] else True
-        chosen = free & jnp.where(_shared(p, out), outputs, jnp.abs(p) >= threshold)
+        chosen = free & jnp.where(_shared(p, out), outputs, largest.reshape(p.shape))
         return jnp.where(chosen, mine, owner)
 
     owner = jax.tree.map(claim, params, memory.owner, memory.out)

@@ -44,7 +44,7 @@ def rwalk(
     Args:
         strength: λ, at least 0; may be traced.
         decay: α in [0, 1], the weight of the newest batch.
-        every: steps of a stretch, at least 1.
+        every: steps of a stretch, at least 1; the last one of a task may be shorter.
         damping: ξ > 0.
         fisher: as in `ewc`; "sampled" would need luck that this strategy has not, so it is refused.
 
@@ -64,6 +64,11 @@ def rwalk(
         zeros = trees.zeros_like(params)
         return Walk(zeros, zeros, zeros, zeros, params, jnp.int32(0), jnp.int32(0))
 
+    def scored(fall: Params, f: Params, now: Params, start: Params) -> Params:
+        """What a stretch adds to the path."""
+        share = lambda w, f, a, s: jnp.maximum(w, 0) / (f * jnp.square(a - s) / 2 + damping)
+        return jax.tree.map(share, fall, f, now, start)
+
     def strategy(learner: Learner) -> Learner:
         def along(memory: Anchored, before: Params, after: Params, batch: Batch) -> Walk:
             walk: Walk = memory.path
@@ -75,10 +80,8 @@ def rwalk(
             step = walk.step + 1
             stop = step % every == 0
 
-            def grown(path, fell, f, a, s):
-                return path + jnp.where(stop, jnp.maximum(fell, 0) / (f * jnp.square(a - s) / 2 + damping), 0)
-
-            path = jax.tree.map(grown, walk.path, fall, f, after, walk.start)
+            grown = trees.add(walk.path, scored(fall, f, after, walk.start))
+            path = trees.choose(stop, grown, walk.path)
             fall = jax.tree.map(lambda w: jnp.where(stop, 0, w), fall)
             return Walk(f, walk.score, path, fall, trees.choose(stop, after, walk.start), step, walk.tasks)
 
@@ -86,7 +89,8 @@ def rwalk(
 
     def consolidate(learner: Learner, memory: Anchored, params: Params, task, key: Key) -> Anchored:
         walk: Walk = memory.path
-        score = jax.tree.map(lambda s, p: jnp.where(walk.tasks > 0, (s + p) / 2, p), walk.score, walk.path)
+        path = trees.add(walk.path, scored(walk.fall, walk.fisher, params, walk.start))  # the stretch under way
+        score = jax.tree.map(lambda s, p: jnp.where(walk.tasks > 0, (s + p) / 2, p), walk.score, path)
         importance = trees.add(_to_one(walk.fisher), _to_one(score))
         zeros = trees.zeros_like(params)
         rest = Walk(walk.fisher, score, zeros, zeros, params, jnp.int32(0), walk.tasks + 1)

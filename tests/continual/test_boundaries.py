@@ -45,6 +45,18 @@ def test_one_pass_takes_so_many_different_rows_of_each_task(ragged):
     assert drawn(permuted).train.index.shape == (3, 44)
 
 
+def test_one_pass_of_a_part_of_a_stream_takes_no_row_twice(ragged):
+    """Of held-out streams a task may have fewer rows than asked for: it keeps them, and its count says how many."""
+    part = cl.held_out(cl.split(ragged, 2), 2)
+    there = jax.jit(part.draw)(jax.random.split(jax.random.key(0))[0]).train.count.tolist()
+    rows = tasks_of(drawn(online(part, 8)).train)
+    assert min(there) < 8
+    assert [len(t) for t in rows] == [min(8, count) for count in there]
+    assert all(len(set(t)) == len(t) for t in rows)
+    again = drawn(online(online(cl.split(ragged, 2), 5), 5))
+    assert [len(set(t)) for t in tasks_of(again.train)] == [5, 5, 5]
+
+
 @pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
 def test_blurring_deals_a_share_of_every_task_anew(ragged, share):
     """Every row is in one task still, sizes stay; at most the share (rounded) of a task's rows is foreign to it."""
@@ -100,6 +112,8 @@ def test_rising_angles_lie_each_in_its_own_part_of_the_range():
     [
         (lambda d: online(cl.split(d, 2), 12), "rows must be in 1 … 11, the rows of the smallest task, got 12"),
         (lambda d: online(cl.split(d, 2), 0), "rows must be in 1"),
+        (lambda d: online(online(cl.split(d, 2), 5), 6), "rows must be in 1 … 5, the rows of the smallest task, got 6"),
+        (lambda d: blurry(cl.permuted(d, 3, "class"), 0.5), "classes that are in one task each, got 3 tasks of 6 of 6"),
         (lambda d: blurry(cl.split(d, 2), 1.5), r"share must be in \[0, 1\], got 1.5"),
         (lambda d: blurry(cl.split(d, 2, "task"), 0.5), 'blurry needs a stream of scenario "class", got "task"'),
         (lambda d: cl.label_shuffled(d, 0), "tasks must be at least 1"),

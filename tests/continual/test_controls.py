@@ -57,6 +57,19 @@ def test_within_a_task_its_net_is_the_one_being_trained(separated):
     np.testing.assert_allclose(answer(0), stages[0].logits[0], atol=1e-12)
 
 
+def test_a_penalty_around_separate_sees_through_gates_inside(clouds, drive):
+    """The net of a task, gated: `separate` hands its learner's view on."""
+    gated = cl.xdg(0.5)(learning.backprop(MODEL))
+    driven = drive(cl.separate(gated), clouds("task"))
+    start = driven.begin()
+    seen = driven.learner.view(start.memory, start.params, jnp.int32(0))
+    inside = gated.view(start.memory.inner, start.params, jnp.int32(0))
+    for one, other in zip(*map(jax.tree.leaves, (seen, inside)), strict=True):
+        np.testing.assert_array_equal(one, other)
+    assert not np.array_equal(seen[0]["w"], start.params[0]["w"])
+    assert cl.separate(learning.backprop(MODEL)).view is None
+
+
 def test_separate_refuses_a_learner_that_trains_on_all():
     with pytest.raises(ValueError, match="take away joint or cumulative"):
         cl.separate(cl.joint(learning.backprop(MODEL)))
@@ -91,6 +104,14 @@ def test_random_features_stay_as_they_were_drawn(net, clouds, drive):
     trained = start.memory.trained
     for before, after, free in zip(*map(jax.tree.leaves, (start.params, end, trained)), strict=True):
         assert np.array_equal(before, after) == (not np.any(free))
+
+
+def test_random_features_stay_where_weights_are_renewed_inside(clouds, drive):
+    renewed = cl.shrink_and_perturb(0.5, 0.1)(learning.backprop(MODEL))
+    driven = drive(cl.random_features(renewed), clouds())
+    start, stages = driven.begin(), driven.run()
+    np.testing.assert_array_equal(stages[-1].progress.params[0]["w"], start.params[0]["w"])
+    assert not np.array_equal(drive(renewed, clouds()).run()[-1].progress.params[0]["w"], start.params[0]["w"])
 
 
 def test_what_each_stage_trains_on():

@@ -106,6 +106,16 @@ def test_calibration_is_that_of_a_plain_loop():
     assert cl.brier_score(logits, batch) == pytest.approx(squares, abs=1e-12)
 
 
+def test_a_row_that_does_not_count_is_not_looked_at():
+    """NaN in it changes nothing; in one that counts it shows."""
+    logits = jax.random.normal(jax.random.key(2), (40, 4))
+    without = TEST._replace(weight=TEST.weight.at[5].set(0))
+    spoilt = logits.at[5].set(jnp.nan)
+    for score in (cl.calibration_error, cl.brier_score):
+        assert score(spoilt, without) == score(logits, without)
+        assert np.isnan(score(spoilt, TEST))
+
+
 def test_a_net_sure_of_the_truth_is_calibrated_and_one_sure_of_the_rest_is_not():
     sure = 100 * TEST.target
     assert cl.calibration_error(sure, TEST) < 1e-9

@@ -114,6 +114,40 @@ def test_where_tasks_are_told_each_generated_row_is_labelled_among_each_tasks_ou
     np.testing.assert_allclose(rows.weight[4:].sum(), 2 / 3)
 
 
+def test_the_stream_says_whether_tasks_are_told(after_tasks, rows_of_task):
+    """Left out, rows are of the task whose outputs they are labelled among; False is refused where the task is told."""
+    *_, rows = dreaming(None, "task", after_tasks, rows_of_task)
+    assert rows.task.tolist() == [2] * 4 + [0] * 3 + [1] * 3
+    assert dreaming(None, "class", after_tasks, rows_of_task)[-1].x.shape[0] == 4 + 3
+    with pytest.raises(ValueError, match="got per_task=False"):
+        dreaming(False, "task", after_tasks, rows_of_task)
+
+
+def test_generated_rows_pass_the_gates_of_their_own_task(after_tasks, rows_of_task):
+    """The old net's labels of a head are those of its task's gates, of which the current task's are others."""
+    stream = cl.split(data.gaussian_classes(jax.random.key(1), 6, 4, 4), 2, "task")
+    seen = []
+    rule = learning.backprop(mlp(4, 8, stream.outputs))
+    gated = cl.xdg(0.5)(rule)
+
+    def gradient(memory, params, batch, key):
+        seen.append(batch)
+        return gated.gradient(memory, params, batch, key)
+
+    dream = cl.generative_replay(30, hidden=(5,), latent=2, likelihood="gaussian", optimizer=optax.sgd(0.1))
+    learner = dream(gated._replace(gradient=gradient))
+    params, memory, indices = after_tasks(stream, learner, 2)
+    batch = rows_of_task(stream, indices, 2, jnp.arange(4, dtype=jnp.int32))
+    _, rows = jax.jit(lambda *given: (learner.gradient(*given), seen[-1]))(memory, params, batch, jax.random.key(5))
+    for head in range(2):
+        own = jax.tree.map(lambda leaf, head=head: leaf[4 + 30 * head : 34 + 30 * head], rows)
+        logits, _ = gated.predict(memory.inner, memory.old_net, own)
+        expected = jnp.argmax(jnp.where(own.active, logits, -jnp.inf), axis=1)
+        np.testing.assert_array_equal(own.target.argmax(1), expected)
+        other, _ = gated.predict(memory.inner, memory.old_net, own._replace(task=jnp.full_like(own.task, 2)))
+        assert (jnp.argmax(jnp.where(own.active, other, -jnp.inf), axis=1) != expected).any()
+
+
 @pytest.mark.slow
 def test_generative_replay_forgets_less_than_naive_training():
     stream = cl.split(data.gaussian_classes(jax.random.key(1), 6, 10, 4, spread=0.3), 2)

@@ -11,6 +11,7 @@ from bptoolkit import continual as cl
 from bptoolkit import learning
 from bptoolkit.continual.gates import entering, leaving, scale_units
 from bptoolkit.continual.hat import compensated, sharpness
+from bptoolkit.continual.isolate import _prune
 from bptoolkit.fixed_point import almeida_pineda, implicit, picard
 from bptoolkit.models import convnet, equilibrium, hopfield_cell, mlp, rate_cell
 from bptoolkit.types import Info, Model
@@ -166,6 +167,48 @@ def test_tasks_get_equal_shares_and_keep_the_largest(packed):
     first = stages[0].progress
     np.testing.assert_array_equal(np.asarray(first.params[0]["w"])[owner != 1], 0)
     assert (np.asarray(first.params[0]["w"])[owner == 1] != 0).all()
+
+
+def test_until_it_prunes_a_task_answers_with_the_weights_that_it_trains(packed):
+    """Before any training every task sees the whole net; in a task, other tasks do not see its free weights."""
+    driven, stages = packed
+    start, after = driven.begin(), stages[0].progress
+    view = lambda params, memory, task: driven.learner.view(memory, params, jnp.int32(task))
+    for task in range(3):
+        chex.assert_trees_all_equal(view(start.params, start.memory, task), start.params)
+    memory = after.memory._replace(current=jnp.int32(1), step=jnp.int32(0))
+    free = np.asarray(memory.owner[0]["w"]) == 0
+    params = jax.tree.map(lambda leaf: leaf + 1, after.params)
+    shown = lambda memory, task: np.asarray(view(params, memory, task)[0]["w"])[free]
+    assert (shown(memory, 1) == np.asarray(params[0]["w"])[free]).all()
+    assert (shown(memory, 0) == 0).all()
+    assert (shown(memory._replace(step=memory.prune_at), 1) == 0).all()
+
+
+def test_weights_that_tie_are_not_claimed_beyond_the_share(clouds, drive):
+    """All but one of 32 are 0, as behind dead pixels: half of them are claimed, not all."""
+    driven = drive(cl.packnet(0.5)(learning.backprop(STATIC)), clouds("task"), steps=2)
+    start = driven.begin()
+    params = jax.tree.map(jnp.zeros_like, start.params)
+    params[0]["w"] = params[0]["w"].at[2, 3].set(1.0)
+    memory = start.memory._replace(current=jnp.int32(0))
+    _, pruned = _prune(params, memory, jnp.ones(6, bool), 0.5)
+    owner = np.asarray(pruned.owner[0]["w"])
+    assert (owner == 1).sum() == 16
+    assert owner[2, 3] == 1
+
+
+def test_what_is_renewed_inside_leaves_what_is_packed(clouds, drive):
+    """Shrink and perturb moves all weights between tasks; outside of packnet it moves the packed ones, too."""
+    renewed = cl.shrink_and_perturb(0.5, 0.1)
+    for order, same in (
+        (lambda rule: cl.packnet()(renewed(rule)), True),
+        (lambda rule: renewed(cl.packnet()(rule)), False),
+    ):
+        driven = drive(order(learning.backprop(STATIC)), clouds("task"), MOMENTUM, steps=6)
+        stages = driven.run()
+        alive = np.asarray(driven.rows(0).active[0])
+        assert np.array_equal(stages[0].logits[0][:, alive], stages[-1].logits[0][:, alive]) is same
 
 
 def test_naive_training_changes_what_packnet_keeps(packed, clouds, drive):

@@ -44,6 +44,7 @@ def test_scores_and_fishers_are_those_of_a_plain_loop(drive, clouds):
             if step % EVERY == 0:
                 path = path + np.maximum(fall, 0) / (0.5 * fisher * (theta - stop) ** 2 + DAMPING)
                 fall, stop = np.zeros_like(theta), theta
+        path = path + np.maximum(fall, 0) / (0.5 * fisher * (theta - stop) ** 2 + DAMPING)  # the fifth step alone
         score = path if task == 0 else (score + path) / 2
         importance, anchor = to_one(fisher) + to_one(score), theta
         stage = driven.stage(progress, task)
