@@ -91,13 +91,17 @@ def held_out(stream: Stream, every: int = 10, tasks: int | None = None) -> Strea
         tasks: how many from the first on; all if left out.
 
     Raises:
-        ValueError: `every` below 2, or more than some task has rows; tasks outside 1 … those of the stream.
+        ValueError: `every` below 2, or more than the largest task has rows; tasks outside 1 … those of the stream; a
+            task that would have no row left to train on, in the dealing of one seed.
     """
     kept = stream.tasks if tasks is None else tasks
     if not 1 <= kept <= stream.tasks:
         raise ValueError(f"tasks must be in 1 … {stream.tasks}, those of the stream, got {tasks}.")
     if not FEWEST <= every <= stream.rows_max:
         raise ValueError(f"every must be in {FEWEST} … {stream.rows_max}, the rows of the largest task, got {every}.")
+    fewest = int(np.min(stream.draw(jax.random.key(0)).train.count))
+    if fewest < FEWEST:
+        raise ValueError(f"Each task needs {FEWEST} rows, one to train on and one to keep out, got one of {fewest}.")
     place = np.arange(stream.rows_max, dtype=np.int32)
     out, within = place[place % every == 0], place[place % every != 0]
 

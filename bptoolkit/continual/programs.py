@@ -32,7 +32,7 @@ from bptoolkit.types import Batch, Key, Rows
 __all__ = ["Lane", "Probed", "Programs"]
 
 EVALUATED = 512  # rows evaluated at once
-BINS = 20  # points of each curve that one call of `train` reports
+BINS = 20  # points of each curve that one call of `train` reports, at most
 
 
 class Lane(NamedTuple):
@@ -119,7 +119,7 @@ def _train(experiment: Experiment, chunk: int, layout: Layout, lane: Lane, progr
     progress = lax.cond(first == 0, begin, lambda progress: progress, progress)
     stage_key = jax.random.fold_in(lane.key, 2 * task)
     stretch = partial(train, learner, optimizer, draw)
-    binned = partial(jax.tree.map, partial(_binned, bins=min(BINS, chunk)))
+    binned = partial(jax.tree.map, partial(_binned, bins=curve_points(chunk)))
     every = experiment.evaluate_every
     if every is None:
         progress, curves = stretch(progress, stage_key, chunk, first)
@@ -236,9 +236,13 @@ def _multiple(number: int, of: int) -> int:
 
 
 def _binned(curve: Float[Array, "steps"], bins: int) -> Float[Array, "bins"]:
-    """Means over equal stretches; a last, shorter one is left out."""
-    length = curve.shape[0] // bins
-    return curve[: bins * length].reshape(bins, length).mean(1)
+    """Means over equal stretches."""
+    return curve.reshape(bins, -1).mean(1)
+
+
+def curve_points(steps: int) -> int:
+    """How many a curve of so many steps has: the most up to BINS that divide it, so that no step is left out."""
+    return max(bins for bins in range(1, min(BINS, steps) + 1) if steps % bins == 0)
 
 
 def numbers_read(experiment: Experiment) -> set[str]:

@@ -109,6 +109,12 @@ def test_a_point_at_which_a_seed_diverges_is_not_chosen():
         cl.choose(experiment(cl.split(CLOUDS, 2)), {"rate": [float("inf")]}, KEY, seeds=[7], tasks=2, every=5)
 
 
+def test_a_task_of_one_row_has_none_to_keep_out():
+    lone = cl.split(data.gaussian_classes(jax.random.key(1), 3, (1, 6, 5), 4), 1)
+    with pytest.raises(ValueError, match="Each task needs 2 rows, one to train on and one to keep out, got one of 1"):
+        cl.held_out(lone, every=2)
+
+
 def test_what_cannot_be_held_out_is_refused(stream):
     with pytest.raises(ValueError, match=r"tasks must be in 1 … 3.*got 4"):
         cl.held_out(stream, tasks=4)

@@ -13,6 +13,7 @@ import pytest
 from bptoolkit import continual as cl
 from bptoolkit import data, learning
 from bptoolkit.continual.layout import Layout
+from bptoolkit.continual.programs import _binned, curve_points
 from bptoolkit.models import equilibrium, mlp, rate_cell
 
 MODEL = mlp(4, 5, 6)
@@ -386,6 +387,16 @@ def test_a_probe_is_spread_evenly_over_all_tasks(clouds):
     rank = lambda place: cl.plasticity(MODEL, params, clouds.test.x[in_order[place]]).effective_rank
     np.testing.assert_allclose(found, rank(jnp.arange(10) * 48 // 10), rtol=1e-4)
     assert abs(found - rank(jnp.arange(10))) > 1e-3
+
+
+@pytest.mark.parametrize(("steps", "points"), [(200, 20), (250, 10), (39, 13), (23, 1), (1, 1)])
+def test_a_curve_leaves_no_update_out(steps, points):
+    """Its mean is that of all updates, so that a share of settlings that did not converge is of all of them."""
+    curve = jnp.square(jnp.arange(steps, dtype=float))
+    assert curve_points(steps) == points
+    found = _binned(curve, points)
+    assert found.shape == (points,)
+    np.testing.assert_allclose(found.mean(), curve.mean(), rtol=1e-6)
 
 
 def test_the_plasticity_of_a_seed_that_diverged_is_unknown(clouds):
