@@ -52,7 +52,8 @@ def hat(
     standard normals, follow their compensated gradient (`compensated`) at `rate`, and stay within ±6.  Embeddings
     are kept in the memory, so the experiment's optimiser does not touch them.  What an update would do to a weight is
     scaled in place of its gradient, which is the same under plain gradient descent and holds under any optimiser.
-    In a recurrent net a unit's attention is what it sends, to other units and to the outputs.
+    In a recurrent net a unit's attention is what it sends, to other units and to the outputs.  What adds rows of other
+    tasks belongs outside, `replay(…)(hat(…)(rule))`: inside, they would pass the current task's attention.
 
     Args:
         strength: c of the sparsity of new units, at least 0; may be traced.

@@ -43,7 +43,8 @@ def xdg(share: float = 0.8) -> Strategy:
         ValueError: a share outside [0, 1); a stream that does not tell the task at test time; a model that does not
             show its hidden units; a layer that would be silent as a whole.
 
-    Penalties belong outside, `si(…)(xdg(…)(rule))`, which is how the paper stabilises the weights that tasks share.
+    Penalties belong outside, `si(…)(xdg(…)(rule))`, which is how the paper stabilises the weights that tasks share.  So
+    does what adds rows of other tasks, `replay(…)(xdg(…)(rule))`: inside, they would pass the current task's gates.
 
     Reference: Masse, Grant & Freedman (2018), PNAS 115; van de Ven, Tuytelaars & Tolias (2022), Nature MI 4.
     """
