@@ -92,27 +92,27 @@ def unpublished(report: Report) -> str:
     """Of scripts/reproduce.py, a table beside another's runs of the same seeds: what each has, and the difference."""
     cells = [cell for cell in report["cells"] if cell["n"]]
     columns = list(dict.fromkeys(cell["column"] for cell in report["cells"]))
+    most = max(cell["n"] for cell in cells)
     rows: dict[str, dict[str, str]] = {}
     for cell in cells:
-        rows.setdefault(cell["method"], {})[cell["column"]] = _pair(cell)
-    counts = " or ".join(sorted({str(cell["n"]) for cell in cells}))
+        rows.setdefault(cell["method"], {})[cell["column"]] = _pair(cell, most)
     note = (
-        f"Static → settling, means over the same {counts} seeds (mean difference ± its standard error); * not to the "
-        "letter of the protocol, see the JSON."
+        f"Static → settling, means over the same {most} seeds, or as many as stand behind it (mean difference ± its "
+        "standard error); * not to the letter of the protocol, see the JSON."
     )
     body = table(["method", *columns], [[name, *(row.get(c, "") for c in columns)] for name, row in rows.items()])
     return f"{body}\n\n{note}"
 
 
-def _pair(cell: dict[str, Any]) -> str:
-    """`99.16 → 98.20 (−0.96 ± 0.31)`."""
-    mark = " *" if cell["deviations"] else ""
+def _pair(cell: dict[str, Any], most: int) -> str:
+    """`99.16 → 98.20 (−0.96 ± 0.31)`, with the number of seeds where it is not `most`."""
+    seeds = f" (n = {cell['n']})" if cell["n"] != most else ""
+    end = f"{seeds}{' *' if cell['deviations'] else ''}"
     if cell["difference"] is None:
-        return f"– → {cell['measured']:.2f}{mark}".replace("-", "−")
-    error = abs(cell["difference"] / cell["sems"]) if cell["sems"] else None
-    spread = "" if error is None else f" ± {error:.2f}"
-    measured = f"{cell['published']['mean']:.2f} → {cell['measured']:.2f}"
-    return f"{measured} ({cell['difference']:+.2f}{spread}){mark}".replace("-", "−")
+        return f"– → {cell['measured']:.2f}{end}".replace("-", "−")
+    spread = f" ± {abs(cell['difference'] / cell['sems']):.2f}" if cell["sems"] else ""
+    beside = f"{cell['published']['mean']:.2f} → {cell['measured']:.2f}"
+    return f"{beside} ({cell['difference']:+.2f}{spread}){end}".replace("-", "−")
 
 
 def static_vs_recurrent(report: Report) -> str:

@@ -56,9 +56,6 @@ NEEDED: dict[str, tuple[Callable[[Any], bool], str]] = {  # of environment.json
     "command": (lambda value: isinstance(value, str), "a line of text"),
     "source": (lambda value: value is None or is_source(value), "{commit, dirty} or null"),
     "earlier": (lambda value: value is None or is_starts(value), "starts with their times, or null"),
-    "data_devices": (
-        lambda value: value is None or (type(value) is int and value >= 1),
-        "a number of devices, or null",
-    ),
+    "data_devices": (lambda value: value is None or is_count(value), "a number of devices, or null"),
     "packages": (lambda value: value is None or isinstance(value, dict), "names with their versions"),
 }
