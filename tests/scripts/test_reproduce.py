@@ -133,7 +133,8 @@ def test_a_table_that_nobody_has_published_is_held_against_its_peer_seed_by_seed
     peer = command.table[0]
     mine = peer._replace(published={"None": {"Class": None}}, peer="nobody2026/small")
     monkeypatch.setattr(reproduce, "load", lambda name, known: mine if name == "nobody2026/mine" else peer)
-    reproduce.main(["nobody2026/mine", "--runs", str(command.folder / "runs"), "--seeds", "3"])
+    folders = ("--runs", str(command.folder / "runs"), "--out", str(command.folder / "out"))
+    reproduce.main(["nobody2026/mine", *folders, "--seeds", "3"])
     cell = reproduce.cell_of(mine, "None", "Class", 0, command.folder / "runs" / "nobody2026-mine")
     assert (cell.n, cell.published.mark, cell.difference, cell.near) == (3, "own", 0.0, None)
     first, second, _ = cell.values
