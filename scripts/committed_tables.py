@@ -56,11 +56,7 @@ def bench_forgetting(report: Report) -> str:
 def published(report: Report) -> str:
     """Of scripts/reproduce.py: each figure that was measured beside the published one."""
     cells = [cell for cell in report["cells"] if cell["n"]]
-    columns = list(dict.fromkeys(cell["column"] for cell in report["cells"]))
     most = max(cell["n"] for cell in cells)
-    rows: dict[str, dict[str, str]] = {}
-    for cell in cells:
-        rows.setdefault(cell["method"], {})[cell["column"]] = _beside(cell, most)
     told = [cell["near"] for cell in cells if cell["near"] is not None]
     doubtful = sum(cell["published"] is not None and cell["published"]["mark"] in UNVERIFIED for cell in cells)
     note = (
@@ -71,8 +67,17 @@ def published(report: Report) -> str:
     )
     if any(cell["published"] and cell["published"]["sem"] is None for cell in cells):
         note += " Where no error was published, the published seeds are taken to scatter as ours do."
-    body = table(["method", *columns], [[name, *(row.get(c, "") for c in columns)] for name, row in rows.items()])
-    return f"{body}\n\n{note}"
+    return f"{_by_method(report, lambda cell: _beside(cell, most))}\n\n{note}"
+
+
+def _by_method(report: Report, show: Callable[[dict[str, Any]], str]) -> str:
+    """Methods down, columns across, of the cells that were measured."""
+    columns = list(dict.fromkeys(cell["column"] for cell in report["cells"]))
+    rows: dict[str, dict[str, str]] = {}
+    for cell in report["cells"]:
+        if cell["n"]:
+            rows.setdefault(cell["method"], {})[cell["column"]] = show(cell)
+    return table(["method", *columns], [[name, *(row.get(c, "") for c in columns)] for name, row in rows.items()])
 
 
 def _beside(cell: dict[str, Any], most: int) -> str:
@@ -90,18 +95,12 @@ def _beside(cell: dict[str, Any], most: int) -> str:
 
 def unpublished(report: Report) -> str:
     """Of scripts/reproduce.py, a table beside another's runs of the same seeds: what each has, and the difference."""
-    cells = [cell for cell in report["cells"] if cell["n"]]
-    columns = list(dict.fromkeys(cell["column"] for cell in report["cells"]))
-    most = max(cell["n"] for cell in cells)
-    rows: dict[str, dict[str, str]] = {}
-    for cell in cells:
-        rows.setdefault(cell["method"], {})[cell["column"]] = _pair(cell, most)
+    most = max(cell["n"] for cell in report["cells"])
     note = (
         f"Static → settling, means over the same {most} seeds, or as many as stand behind it (mean difference ± its "
         "standard error); * not to the letter of the protocol, see the JSON."
     )
-    body = table(["method", *columns], [[name, *(row.get(c, "") for c in columns)] for name, row in rows.items()])
-    return f"{body}\n\n{note}"
+    return f"{_by_method(report, lambda cell: _pair(cell, most))}\n\n{note}"
 
 
 def _pair(cell: dict[str, Any], most: int) -> str:

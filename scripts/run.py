@@ -272,7 +272,7 @@ def repeat(console: Console, asked: Repeat) -> int:
         if into.resolve() == asked.source.resolve():
             raise ValueError(f"--into must be another folder than {asked.source}, which is compared with it.")
         watcher = runs.display(console, quiet=asked.quiet)
-        layout = cl.Layout(data=runs.recorded_data_devices(asked.source))
+        layout = cl.Layout(data=runs.load_environment(asked.source).get("data_devices") or 1)
         told = {"question": question, "watcher": watcher, "layout": layout}
         if runs.carry_out(into, config, experiments, **told).found:
             console.print(f"Compared with the run that is already in {into}.", soft_wrap=True)

@@ -174,13 +174,6 @@ def recorded_devices(folder: Path | str) -> int | None:
     return len(devices) if all(str(device).startswith("cpu:") for device in devices) else None
 
 
-def recorded_data_devices(folder: Path | str) -> int:
-    """How many devices shared the rows of a batch at the latest start in `folder`."""
-    path = Path(folder) / ENVIRONMENT
-    devices = read_json(path).get("data_devices") if path.is_file() else None
-    return devices if isinstance(devices, int) and devices >= 1 else 1
-
-
 def plain(config: Mapping[str, Any]) -> dict[str, Any]:
     """The configuration as JSON gives it back: tuples become lists; what JSON cannot hold is refused."""
     try:

@@ -86,7 +86,7 @@ def test_the_data_is_plain_and_null_where_nothing_is():
 
 def test_beside_another_table_what_seeds_share_cancels():
     """Seeds 0, 1 and 2 scatter by 20 points, and the differences are 1, 2 and 3: 2 ± 1/√3.  Unpaired it would be
-    nothing; a seed that only one of them has counts in its own mean alone."""
+    nothing; a seed that only the other table has does not count."""
     theirs = {0: 60.0, 1: 70.0, 2: 80.0, 7: 0.0}
     cell = paired(theirs, {2: 83.0, 0: 61.0, 1: 72.0}, ("a deviation",))
     assert (cell.published.mean, cell.published.mark) == (70.0, "own")

@@ -3,8 +3,8 @@
 Run:    python scripts/reproduce.py vandeven2022/split_mnist_settling --seeds 3 --methods None Joint EWC SI LwF ER
 Net:    400 rate units (478,010 weights; the published one has 478,410), sigmoid; relaxed to a relative error of 1e-3 in
         at most 60 steps, forward and backward (Almeida-Pineda), by Anderson's method in shrinking batches.  After 300
-        updates on all digits the slowest row takes 15 steps by it and 35 by plain iteration, which makes an update
-        three times as long.  All else is the protocol's.
+        updates on all digits the slowest row took 15 steps by it and 35 by plain iteration, which made an update three
+        times as long (measured by hand).  All else is the protocol's.
 """
 
 from bptoolkit import fixed_point as fp
