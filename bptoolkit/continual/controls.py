@@ -61,21 +61,13 @@ class Frozen(NamedTuple):
 def random_features(learner: Learner) -> Learner:
     """Train the readout alone; all other weights stay as they were drawn, bit for bit.
 
-    What is then forgotten is forgotten by the readout: the representation cannot be at fault.  What renews weights
-    belongs inside: outside it renews these too.
+    What is then forgotten is forgotten by the readout: the representation cannot be at fault.
     """
 
     def init(inner: Memory, params: Params, spec: StreamSpec, key: Key) -> Frozen:
         return Frozen(inner, readout(learner.model, params, key))
 
-    def after_step(memory: Frozen, before: Params, after: Params, opt_state, batch, key):
-        return jax.tree.map(jnp.where, memory.trained, after, before), opt_state, memory
-
-    def start_task(memory: Frozen, params: Params, task: Int[Array, ""], key: Key) -> tuple[Params, Frozen]:
-        began, inner = learner.start_task(memory.inner, params, task, key)
-        return jax.tree.map(jnp.where, memory.trained, began, params), memory._replace(inner=inner)
-
-    return adding(learner, init, after_step=after_step)._replace(start_task=start_task)
+    return adding(learner, init, free=lambda memory, params: memory.trained, looks_on=False)
 
 
 class Nets(NamedTuple):
@@ -99,7 +91,7 @@ def separate(learner: Learner) -> Learner:
     """
     if learner.curriculum is not OWN_ROWS:
         raise ValueError("separate trains each net on its own task alone: take away joint or cumulative inside it.")
-    view = learner.view
+    view, free = learner.view, learner.free
 
     def init(params: Params, spec: StreamSpec, key: Key) -> Nets:
         require_told(spec, "separate")
@@ -137,6 +129,7 @@ def separate(learner: Learner) -> Learner:
         predict=predict,
         curriculum=OWN_ROWS._replace(reset_optimizer=True),
         view=None if view is None else lambda memory, params, task: view(memory.inner, params, task),
+        free=None if free is None else lambda memory, params: free(memory.inner, params),
     )
 
 

@@ -13,7 +13,7 @@ from bptoolkit.continual.gates import Gates, entering, hidden_units, leaving, sc
 from bptoolkit.continual.nesting import adding
 from bptoolkit.continual.readout import readout
 from bptoolkit.continual.strengths import check_nonnegative, check_positive, traced
-from bptoolkit.continual.views import answers_by_view, pulled_back, require_told
+from bptoolkit.continual.views import answers_by_view, pulled_back, require_inside, require_told
 from bptoolkit.learning.learner import Learner, Strategy, StreamSpec, Task
 from bptoolkit.types import Batch, Info, Key, Memory, Params, PyTree
 
@@ -52,8 +52,8 @@ def hat(
     standard normals, follow their compensated gradient (`compensated`) at `rate`, and stay within ±6.  Embeddings
     are kept in the memory, so the experiment's optimiser does not touch them.  What an update would do to a weight is
     scaled in place of its gradient, which is the same under plain gradient descent and holds under any optimiser.
-    In a recurrent net a unit's attention is what it sends, to other units and to the outputs.  What adds rows of other
-    tasks belongs outside, `replay(…)(hat(…)(rule))`: inside, they would pass the current task's attention.
+    In a recurrent net a unit's attention is what it sends, to other units and to the outputs.  Penalties and rehearsal
+    go around it, `replay(…)(hat(…)(rule))`; inside of it their rows would pass the current task's attention.
 
     Args:
         strength: c of the sparsity of new units, at least 0; may be traced.
@@ -63,7 +63,7 @@ def hat(
 
     Raises:
         ValueError: a number out of its range; a stream that does not tell the task at test time; a model that does
-            not show its hidden units.
+            not show its hidden units; a penalty or rehearsal inside.
 
     Reference: Serrà, Surís, Miron & Karatzoglou (2018), ICML.
     """
@@ -74,6 +74,7 @@ def hat(
         raise ValueError(f"cycle must be at least 1 step, got {cycle}. Leave it out for all steps of a task.")
 
     def strategy(learner: Learner) -> Learner:
+        require_inside(learner, "hat")
         model = learner.model
 
         def init(inner: Memory, params: Params, spec: StreamSpec, key: Key) -> Attention:
@@ -115,15 +116,17 @@ def hat(
             kept = jax.tree.map(lambda e, m: e.at[memory.current].set(m[memory.current]), memory.embeddings, moved)
             return grads, info, memory._replace(inner=inner, embeddings=kept)
 
+        def free(memory: Attention, params: Params) -> PyTree:
+            ways = leaving(model, params, memory.used), entering(model, params, memory.used)
+
+            def of(p, source, target, out):
+                new = ~memory.outputs if p.shape[-1] == len(memory.outputs) else True
+                return jnp.where(out, jnp.where(new, 1.0, 0.0).astype(p.dtype), 1 - jnp.minimum(source, target))
+
+            return jax.tree.map(of, params, *ways, memory.out)
+
         def after_step(memory: Attention, before: Params, after: Params, opt_state, batch: Batch, key: Key):
-            ways = leaving(model, before, memory.used), entering(model, before, memory.used)
-
-            def scaled(b, a, source, target, out):
-                free = jnp.where(out, ~memory.outputs if b.shape[-1] == len(memory.outputs) else True, True)
-                return jnp.where(free, b + (1 - jnp.where(out, 0, jnp.minimum(source, target))) * (a - b), b)
-
-            params = jax.tree.map(scaled, before, after, *ways, memory.out)
-            return params, opt_state, memory._replace(step=memory.step + 1)
+            return after, opt_state, memory._replace(step=memory.step + 1)
 
         def start_task(memory: Attention, params: Params, task: Int[Array, ""], key: Key):
             return params, memory._replace(current=task, step=jnp.int32(0))
@@ -138,7 +141,8 @@ def hat(
             attention = tuple(jax.nn.sigmoid(memory.sharpest * e[task]) for e in memory.embeddings)
             return scale_units(model, params, attention, jax.tree.map(jnp.ones_like, attention))
 
-        outer = adding(learner, init, after_step=after_step, start_task=start_task, end_task=end_task)
+        steps = {"after_step": after_step, "start_task": start_task, "end_task": end_task}
+        outer = adding(learner, init, **steps, free=free, looks_on=False)
         return answers_by_view(outer, learner, own_view)._replace(gradient=gradient)
 
     return strategy

@@ -12,7 +12,7 @@ from jaxtyping import Array, Bool, Float, Int
 from bptoolkit.continual.gates import Gates, hidden_units, scale_units
 from bptoolkit.continual.nesting import adding
 from bptoolkit.continual.readout import readout
-from bptoolkit.continual.views import answers_by_view, require_told, through_view
+from bptoolkit.continual.views import answers_by_view, require_inside, require_told, through_view
 from bptoolkit.learning.learner import Learner, Strategy, StreamSpec
 from bptoolkit.types import Batch, Key, Memory, Params, PyTree
 
@@ -41,10 +41,10 @@ def xdg(share: float = 0.8) -> Strategy:
 
     Raises:
         ValueError: a share outside [0, 1); a stream that does not tell the task at test time; a model that does not
-            show its hidden units; a layer that would be silent as a whole.
+            show its hidden units; a layer that would be silent as a whole; a penalty or rehearsal inside.
 
-    Penalties belong outside, `si(…)(xdg(…)(rule))`, which is how the paper stabilises the weights that tasks share.  So
-    does what adds rows of other tasks, `replay(…)(xdg(…)(rule))`: inside, they would pass the current task's gates.
+    Penalties go around it, `si(…)(xdg(…)(rule))`, which is how the paper stabilises the weights that tasks share, and
+    so does rehearsal; inside of it their rows would pass the current task's gates.
 
     Reference: Masse, Grant & Freedman (2018), PNAS 115; van de Ven, Tuytelaars & Tolias (2022), Nature MI 4.
     """
@@ -52,6 +52,8 @@ def xdg(share: float = 0.8) -> Strategy:
         raise ValueError(f"share must be in [0, 1), got {share}. It is the share of units that are silent.")
 
     def strategy(learner: Learner) -> Learner:
+        require_inside(learner, "xdg")
+
         def init(inner: Memory, params: Params, spec: StreamSpec, key: Key) -> Gated:
             require_told(spec, "xdg")
             units = hidden_units(learner.model, params, "xdg")
@@ -62,7 +64,7 @@ def xdg(share: float = 0.8) -> Strategy:
             gates = tuple(g[task] for g in memory.gates)
             return scale_units(learner.model, params, gates, gates)
 
-        return through_view(adding(learner, init), learner, own_view)
+        return through_view(adding(learner, init, looks_on=False), learner, own_view)
 
     return strategy
 
@@ -91,8 +93,8 @@ def packnet(keep: float | None = None, *, retrain: float = 1 / 3) -> Strategy:
     After (1 − retrain) of a task's steps, in every weight matrix the largest `keep` of its free weights by |w| become
     the task's, the others become 0; the rest of the steps trains the task's own.  What belongs to a task is never
     changed again, and in a task only weights of this and earlier tasks are seen, and until it prunes the free ones that
-    it trains, so nothing is forgotten, bit for bit.  Biases belong to the first task, each output's weights to the task
-    it is active in.  What renews weights (`redo`, `shrink_and_perturb`) belongs inside: outside it renews all.
+    it trains, so nothing is forgotten, bit for bit, whatever renews weights inside or outside.  Biases belong to the
+    first task, each output's weights to the task it is active in.
 
     Args:
         keep: share of the free weights that a task keeps, in (0, 1]; if left out 1/(tasks to come, this one
@@ -120,18 +122,18 @@ def packnet(keep: float | None = None, *, retrain: float = 1 / 3) -> Strategy:
             return Packed(inner, owner, out, jnp.int32(-1), jnp.int32(0), prune_at, jnp.int32(spec.tasks))
 
         def start_task(memory: Packed, params: Params, task: Int[Array, ""], key: Key):
-            began, inner = learner.start_task(memory.inner, params, task, key)
-            kept = jax.tree.map(lambda o, new, old: jnp.where(o > 0, old, new), memory.owner, began, params)
-            return kept, memory._replace(inner=inner, current=task, step=jnp.int32(0))
+            return params, memory._replace(current=task, step=jnp.int32(0))
+
+        def free(memory: Packed, params: Params) -> PyTree:
+            own = jnp.where(memory.step < memory.prune_at, 0, memory.current + 1)
+            return jax.tree.map(lambda owner: owner == own, memory.owner)
 
         def after_step(memory: Packed, before, after, opt_state, batch: Batch, key):
-            own = jnp.where(memory.step < memory.prune_at, 0, memory.current + 1)
-            kept = jax.tree.map(lambda o, a, b: jnp.where(o == own, a, b), memory.owner, after, before)
             memory = memory._replace(step=memory.step + 1)
             share = 1 / (memory.tasks - memory.current).astype(jnp.result_type(float)) if keep is None else keep
             prune = lambda params, memory: _prune(params, memory, batch.active[0], share)
             params, memory = jax.lax.cond(
-                memory.step == memory.prune_at, prune, lambda params, memory: (params, memory), kept, memory
+                memory.step == memory.prune_at, prune, lambda params, memory: (params, memory), after, memory
             )
             return params, opt_state, memory
 
@@ -144,7 +146,7 @@ def packnet(keep: float | None = None, *, retrain: float = 1 / 3) -> Strategy:
 
             return jax.tree.map(seen, params, memory.owner, memory.out)
 
-        outer = adding(learner, init, after_step=after_step)._replace(start_task=start_task)
+        outer = adding(learner, init, after_step=after_step, start_task=start_task, free=free, looks_on=False)
         return answers_by_view(outer, learner, own_view)
 
     return strategy

@@ -7,12 +7,13 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Int
 
 from bptoolkit.learning.learner import Learner, StreamSpec, Task
 from bptoolkit.types import Batch, Info, Key, Memory, Model, Params, PyTree
 
-__all__ = ["adding", "around", "seen_in"]
+__all__ = ["adding", "around", "as_far_as", "seen_in"]
 
 
 def around(
@@ -24,9 +25,13 @@ def around(
     start_task: Callable | None = None,
     end_task: Callable | None = None,
     predict: Callable | None = None,
+    looks_on: bool = True,
 ) -> Learner:
-    """The learner with these functions in place of its own; what is left out goes to the learner inside."""
-    view = learner.view
+    """The learner with these functions in place of its own; what is left out goes to the learner inside.
+
+    `looks_on` is as in `Learner`: False for what goes by the gradient alone, and so may be inside of a view.
+    """
+    view, free = learner.view, learner.free
 
     def after_inside(memory: Any, before: Params, after: Params, opt_state, batch: Batch, key: Key):
         params, opt_state, inner = learner.after_step(memory.inner, before, after, opt_state, batch, key)
@@ -51,6 +56,8 @@ def around(
         end_task=end_task or end_inside,
         predict=predict or predict_inside,
         view=None if view is None else lambda memory, params, task: view(memory.inner, params, task),
+        free=None if free is None else lambda memory, params: free(memory.inner, params),
+        looks_on=looks_on or learner.looks_on,
     )
 
 
@@ -63,6 +70,8 @@ def adding(
     after_step: Callable[..., tuple[Params, PyTree, Any]] | None = None,
     start_task: Callable[[Any, Params, Int[Array, ""], Key], tuple[Params, Any]] | None = None,
     end_task: Callable[[Any, Params, Task, Key], tuple[Params, Any]] | None = None,
+    free: Callable[[Any, Params], PyTree] | None = None,
+    looks_on: bool = True,
 ) -> Learner:
     """The learner with something done beside: `around` for strategies that never do without the learner inside.
 
@@ -74,7 +83,11 @@ def adding(
         rows: what the learner inside is given in place of the batch.
         adjust: of (memory, params, gradient of the one inside, batch): the gradient, and the memory.
         after_step, start_task, end_task: as in `Learner`; run after those of the one inside, on what they left.
+        free: as in `Learner`, of what is held here: a step of the optimiser, and the start of a task, change a weight
+            so far and no further.  What is held inside is held against this strategy's own changes, too.
+        looks_on: as in `Learner`.
     """
+    free_inside = learner.free
 
     def call_init(params: Params, spec: StreamSpec, key: Key):
         inner_key, own_key = jax.random.split(key)
@@ -92,31 +105,64 @@ def adding(
         return grads, info, memory
 
     def call_after_step(memory, before: Params, after: Params, opt_state, batch: Batch, key: Key):
-        inside = lambda key: learner.after_step(memory.inner, before, after, opt_state, batch, key)
+        inner_key, own_key = (key, key) if after_step is None else jax.random.split(key)
+        params, state, inner = learner.after_step(memory.inner, before, after, opt_state, batch, inner_key)
+        memory = memory._replace(inner=inner)
+        if free is not None:
+            params = as_far_as(free(memory, before), before, params)
         if after_step is None:
-            params, state, inner = inside(key)
-            return params, state, memory._replace(inner=inner)
+            return params, state, memory
+        own, state, memory = after_step(memory, before, params, state, batch, own_key)
+        return held_inside(memory, params, own), state, memory
+
+    def call_start_task(memory, params: Params, task: Int[Array, ""], key: Key):
         inner_key, own_key = jax.random.split(key)
-        params, state, inner = inside(inner_key)
-        return after_step(memory._replace(inner=inner), before, params, state, batch, own_key)
+        began, inner = learner.start_task(memory.inner, params, task, inner_key)
+        memory = memory._replace(inner=inner)
+        if start_task is not None:
+            own, memory = start_task(memory, began, task, own_key)
+            began = held_inside(memory, began, own)
+        return began if free is None else as_far_as(free(memory, params), params, began), memory
 
-    def then(own, inside):
-        def call(memory, params: Params, task, key: Key):
-            inner_key, own_key = jax.random.split(key)
-            params, inner = inside(memory.inner, params, task, inner_key)
-            memory = memory._replace(inner=inner)
-            return (params, memory) if own is None else own(memory, params, task, own_key)
+    def call_end_task(memory, params: Params, task: Task, key: Key):
+        inner_key, own_key = jax.random.split(key)
+        params, inner = learner.end_task(memory.inner, params, task, inner_key)
+        memory = memory._replace(inner=inner)
+        return (params, memory) if end_task is None else end_task(memory, params, task, own_key)
 
-        return call
+    def held_inside(memory, before: Params, after: Params) -> Params:
+        return after if free_inside is None else as_far_as(free_inside(memory.inner, before), before, after)
 
-    return around(
+    outer = around(
         learner,
         init=call_init,
         gradient=call_gradient,
         after_step=call_after_step,
-        start_task=then(start_task, learner.start_task),
-        end_task=then(end_task, learner.end_task),
+        start_task=call_start_task,
+        end_task=call_end_task,
+        looks_on=looks_on,
     )
+    if free is None:
+        return outer
+
+    def free_in_both(memory, params: Params) -> PyTree:
+        mine = free(memory, params)
+        if free_inside is None:
+            return mine
+        both = lambda p, a, b: a.astype(p.dtype) * b.astype(p.dtype)
+        return jax.tree.map(both, params, mine, free_inside(memory.inner, params))
+
+    return outer._replace(free=free_in_both)
+
+
+def as_far_as(free: PyTree, before: Params, after: Params) -> Params:
+    """From `before` towards `after` as far as each weight is free: exactly `before` at 0, exactly `after` at 1."""
+
+    def reached(f: Array, b: Array, a: Array) -> Array:
+        f = f.astype(b.dtype)
+        return jnp.where(f == 0, b, jnp.where(f == 1, a, b + f * (a - b)))
+
+    return jax.tree.map(reached, free, before, after)
 
 
 def seen_in(learner: Learner, memory: Memory, task: Int[Array, ""]) -> Model:

@@ -1,6 +1,7 @@
 """Strategies that keep a net able to learn: pull it back to its start, shake it, or renew units that do little.
 
-A renewed unit gets first weights to enter by, zero weights to leave by, and an optimiser state that forgets it.
+A renewed unit gets first weights to enter by, zero weights to leave by, and an optimiser state that forgets it.  What a
+strategy inside holds (`packnet`, `hat`, `random_features`) is left alone.
 """
 
 from typing import NamedTuple
@@ -71,7 +72,7 @@ def shrink_and_perturb(shrink: Number = 0.4, perturb: Number = 0.1) -> Strategy:
             shaken = trees.add(trees.scale(memory.shrink, params), trees.scale(memory.perturb, learner.model.init(key)))
             return trees.choose(task > 0, shaken, params), memory
 
-        return adding(learner, init, start_task=start_task)
+        return adding(learner, init, start_task=start_task, looks_on=False)
 
     return strategy
 
@@ -117,7 +118,7 @@ def redo(threshold: Number = 0.025, every: int = 1000) -> Strategy:
             params, touched = renew(learner.model, after, learner.model.init(key), units)
             return params, forget_moments(opt_state, params, touched), memory._replace(step=step)
 
-        return adding(learner, init, after_step=after_step)
+        return adding(learner, init, after_step=after_step, looks_on=False)
 
     return strategy
 
@@ -174,7 +175,7 @@ def continual_backprop(rate: Number = 1e-4, *, maturity: int = 100, decay: float
             memory = memory._replace(utility=young(utility), age=young(age), due=due)
             return params, forget_moments(opt_state, params, touched), memory
 
-        return adding(learner, init, after_step=after_step)
+        return adding(learner, init, after_step=after_step, looks_on=False)
 
     return strategy
 

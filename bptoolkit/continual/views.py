@@ -12,7 +12,16 @@ from bptoolkit import trees
 from bptoolkit.learning.learner import Learner, StreamSpec
 from bptoolkit.types import Batch, Info, Key, Memory, Params, PyTree
 
-__all__ = ["View", "answers_by_view", "by_task", "choose_rows", "pulled_back", "require_told", "through_view"]
+__all__ = [
+    "View",
+    "answers_by_view",
+    "by_task",
+    "choose_rows",
+    "pulled_back",
+    "require_inside",
+    "require_told",
+    "through_view",
+]
 
 View = Callable[[Any, Params, Int[Array, ""]], Params]  # (memory, params, task) -> the weights that a task sees
 
@@ -98,6 +107,15 @@ def by_task(function: Callable[[Int[Array, ""], Any], Any], start: Any, batch: B
 def choose_rows(mine: Bool[Array, "b"], new: PyTree, old: PyTree) -> PyTree:
     """Rows of `new` where they are mine, else those of `old`; every leaf has rows as its first axis."""
     return jax.tree.map(lambda n, o: jnp.where(mine.reshape(-1, *[1] * (n.ndim - 1)), n, o), new, old)
+
+
+def require_inside(learner: Learner, name: str) -> None:
+    """Raise where the learner inside looks at weights or rows that it does not see through the view."""
+    if learner.looks_on:
+        raise ValueError(
+            f"{name} must be inside of penalties and rehearsal, or they see other weights than the tasks do; got one "
+            f"of them inside of {name}.\nWrite replay(20)({name}(…)(rule)), not {name}(…)(replay(20)(rule))."
+        )
 
 
 def require_told(spec: StreamSpec, name: str) -> None:

@@ -76,6 +76,10 @@ class Learner(NamedTuple):
     view: (memory, params, task's number) -> the weights that the model computes with in that task; None where they
         are params themselves.  A strategy that differentiates `model.apply` goes through it.
     loss: whose gradient is followed, for strategies that need to know; None where there is none, or it is not told.
+    free: (memory, params) -> how far each weight may be changed now, from 0 (not at all) to 1, or bools, like params;
+        None where all may.  A strategy that changes weights by itself goes by it.
+    looks_on: whether it looks at weights or rows beside its gradient, as penalties and rehearsal do: what gives tasks
+        a view of their own has to be inside of it, not around it.
     """
 
     model: Model
@@ -90,6 +94,8 @@ class Learner(NamedTuple):
     )
     view: Callable[[Memory, Params, Int[Array, ""]], Params] | None = None
     loss: Callable[..., Float[Array, ""]] | None = None
+    free: Callable[[Memory, Params], PyTree] | None = None
+    looks_on: bool = False
 
 
 LearningRule: TypeAlias = Callable[[Model], Learner]

@@ -106,12 +106,27 @@ def test_random_features_stay_as_they_were_drawn(net, clouds, drive):
         assert np.array_equal(before, after) == (not np.any(free))
 
 
-def test_random_features_stay_where_weights_are_renewed_inside(clouds, drive):
-    renewed = cl.shrink_and_perturb(0.5, 0.1)(learning.backprop(MODEL))
-    driven = drive(cl.random_features(renewed), clouds())
-    start, stages = driven.begin(), driven.run()
-    np.testing.assert_array_equal(stages[-1].progress.params[0]["w"], start.params[0]["w"])
-    assert not np.array_equal(drive(renewed, clouds()).run()[-1].progress.params[0]["w"], start.params[0]["w"])
+def test_random_features_stay_where_weights_are_renewed_inside_or_outside(clouds, drive):
+    renewed, rule = cl.shrink_and_perturb(0.5, 0.1), learning.backprop(MODEL)
+    for learner in (cl.random_features(renewed(rule)), renewed(cl.random_features(rule))):
+        driven = drive(learner, clouds())
+        start, stages = driven.begin(), driven.run()
+        np.testing.assert_array_equal(stages[-1].progress.params[0]["w"], start.params[0]["w"])
+        assert not np.array_equal(stages[-1].progress.params[1]["w"], start.params[1]["w"])
+    alone = drive(renewed(rule), clouds())
+    assert not np.array_equal(alone.run()[-1].progress.params[0]["w"], alone.begin().params[0]["w"])
+
+
+def test_what_two_strategies_hold_is_held_by_both(clouds, drive):
+    """Packnet inside of random features: a weight is free where both leave it free."""
+    learner = cl.random_features(cl.packnet()(learning.backprop(MODEL)))
+    progress = drive(learner, clouds("task")).begin()
+    owner = jax.tree.map(jnp.ones_like, progress.memory.inner.owner)
+    packed = progress.memory.inner._replace(owner=(progress.memory.inner.owner[0], owner[1]))
+    free = learner.free(progress.memory._replace(inner=packed), progress.params)
+    assert [float(leaf.max()) for leaf in jax.tree.leaves(free)] == [0.0] * 4
+    free = learner.free(progress.memory, progress.params)
+    assert [float(leaf.max()) for leaf in jax.tree.leaves(free)] == [0.0, 0.0, 1.0, 1.0]
 
 
 def test_what_each_stage_trains_on():

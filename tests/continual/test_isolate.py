@@ -198,17 +198,50 @@ def test_weights_that_tie_are_not_claimed_beyond_the_share(clouds, drive):
     assert owner[2, 3] == 1
 
 
-def test_what_is_renewed_inside_leaves_what_is_packed(clouds, drive):
-    """Shrink and perturb moves all weights between tasks; outside of packnet it moves the packed ones, too."""
-    renewed = cl.shrink_and_perturb(0.5, 0.1)
-    for order, same in (
-        (lambda rule: cl.packnet()(renewed(rule)), True),
-        (lambda rule: renewed(cl.packnet()(rule)), False),
-    ):
-        driven = drive(order(learning.backprop(STATIC)), clouds("task"), MOMENTUM, steps=6)
-        stages = driven.run()
-        alive = np.asarray(driven.rows(0).active[0])
-        assert np.array_equal(stages[0].logits[0][:, alive], stages[-1].logits[0][:, alive]) is same
+RENEWED = {
+    "between tasks": cl.shrink_and_perturb(0.5, 0.1),
+    "all the time": cl.redo(2.0, every=1),  # all but the most active units, at every step
+}
+ORDERS = {
+    "inside": lambda outer, renewed, rule: outer(renewed(rule)),
+    "outside": lambda outer, renewed, rule: renewed(outer(rule)),
+}
+
+
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("renewed", RENEWED)
+def test_what_is_renewed_leaves_what_is_packed(renewed, order, clouds, drive):
+    learner = ORDERS[order](cl.packnet(), RENEWED[renewed], learning.backprop(STATIC))
+    driven = drive(learner, clouds("task"), MOMENTUM, steps=6)
+    stages = driven.run()
+    alive = np.asarray(driven.rows(0).active[0])
+    np.testing.assert_array_equal(stages[0].logits[0][:, alive], stages[-1].logits[0][:, alive])
+    first, last = (stage.progress.params[0]["w"] for stage in (stages[0], stages[-1]))
+    assert not np.array_equal(first, last)
+
+
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("renewed", RENEWED)
+def test_what_is_renewed_leaves_units_under_attention(renewed, order, clouds, drive):
+    """Weights between units that are wholly needed stay; those of a free unit do not."""
+    learner = ORDERS[order](cl.hat(), RENEWED[renewed], learning.backprop(STATIC))
+    driven = drive(learner, clouds("task"), MOMENTUM, steps=6)
+    progress = driven.stage(driven.begin(), 0).progress
+    used = jnp.arange(8) < 4
+    needed = lambda memory: memory._replace(used=(used.astype(jnp.result_type(float)),))
+    memory = progress.memory
+    memory = needed(memory) if order == "inside" else memory._replace(inner=needed(memory.inner))
+    after = driven.stage(progress._replace(memory=memory), 1).progress.params
+    same = np.all(np.asarray(after[0]["w"] == progress.params[0]["w"]), axis=0)
+    assert same[:4].all()
+    assert not same[4:].any()
+
+
+@pytest.mark.parametrize("outer", [cl.xdg(), cl.hat()])
+@pytest.mark.parametrize("inner", [cl.replay(2), cl.ewc(1.0), cl.lwf(), lambda rule: cl.redo()(cl.si(1.0)(rule))])
+def test_what_looks_on_is_refused_inside_of_a_view(outer, inner):
+    with pytest.raises(ValueError, match=r"must be inside of penalties and rehearsal.*\nWrite replay\(20\)"):
+        outer(inner(learning.backprop(STATIC)))
 
 
 def test_naive_training_changes_what_packnet_keeps(packed, clouds, drive):
