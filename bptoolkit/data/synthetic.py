@@ -60,12 +60,13 @@ def as_pixels(dataset: Dataset) -> Dataset:
     Raises:
       ValueError: all training values are equal, or not finite.
     """
-    low, high = dataset.train.x.min(), dataset.train.x.max()
-    if not 0 < float(high) - float(low) < np.inf:
+    low, high = float(dataset.train.x.min()), float(dataset.train.x.max())
+    if not 0 < high - low < np.inf:
         raise ValueError(f"x must have a finite range to be cut into 256 levels, got {low} … {high}.")
 
     def quantise(rows: Rows) -> Rows:
-        level = 255 * ((rows.x - low) / (high - low))  # clipped below: devices differ in casts out of range
+        real = rows.x.astype(jnp.result_type(float))
+        level = 255 * ((real - low) / (high - low))  # clipped below: devices differ in casts out of range
         return rows._replace(x=jnp.clip(jnp.round(level), 0, 255).astype(jnp.uint8))
 
     return dataset._replace(train=quantise(dataset.train), test=quantise(dataset.test), scale=255.0)

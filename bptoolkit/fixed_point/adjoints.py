@@ -78,7 +78,7 @@ def neumann(terms: int) -> Biased:
     """
     if terms < 0:
         raise ValueError(f"terms must be at least 0, got {terms}. Take 0 for the one-step gradient.")
-    truncated = almeida_pineda(picard(), Stop(rtol=0.0, max_steps=terms))
+    truncated = _series(picard(), terms)
 
     def adjoint(matvec: Matvec, g: State, *, start: State | None = None, factors: Memory = None) -> Solution:
         del start, factors  # a series has no start but g
@@ -105,13 +105,18 @@ def phantom(steps: int = 5, damping: Float[Array, ""] | float = 0.5) -> Biased:
     """
     if steps < 1:
         raise ValueError(f"steps must be at least 1, got {steps}. Take 1 for the damped one-step gradient.")
-    truncated = almeida_pineda(damped(damping), Stop(rtol=0.0, max_steps=steps))
+    truncated = _series(damped(damping), steps)
 
     def adjoint(matvec: Matvec, g: State, *, start: State | None = None, factors: Memory = None) -> Solution:
         del start, factors  # the sum starts from nothing
         return _told_of(truncated(matvec, g, start=trees.zeros_like(g)), steps)
 
     return Biased(adjoint)
+
+
+def _series(solver: Solver, terms: int) -> Adjoint:
+    """So many steps and no fewer: they are judged after the last one only."""
+    return almeida_pineda(solver, Stop(rtol=0.0, max_steps=terms), every=max(terms, 1))
 
 
 def _told_of(solution: Solution, terms: int) -> Solution:
@@ -133,7 +138,8 @@ def dense() -> Adjoint:
     """Form Jᵀ and solve (I − Jᵀ) λ = g by elimination.  Exact; n products and O(n³) for n state values.
 
     For small states; half precision is solved in float32.  Up to 8 values it is Gauss and Jordan's, whose steps a batch
-    shares; beyond, LAPACK's LU.
+    shares; beyond, LAPACK's LU.  A second right-hand side tells about how large ‖(I − Jᵀ)⁻¹‖ is, and so what rounding
+    costs: STALLED where that is more than the tolerance, SINGULAR where no digit is left.
     """
 
     def adjoint(matvec: Matvec, g: State, *, start: State | None = None, factors: Memory = None) -> Solution:
@@ -143,21 +149,29 @@ def dense() -> Adjoint:
         unit = jnp.eye(flat.size, dtype=flat.dtype)
         rows = jax.vmap(lambda e: ravel_pytree(matvec(unravel(e)))[0])(unit)
         solved = eliminated if flat.size <= SMALL else jnp.linalg.solve
-        value = unravel(solved(unit.astype(wide) - rows.T.astype(wide), flat.astype(wide)).astype(flat.dtype))
-        return certified(lambda v: trees.add(matvec(v), g), value)
+        sides = jnp.column_stack([flat.astype(wide), _uneven(flat.size, wide)])
+        found = solved(unit.astype(wide) - rows.T.astype(wide), sides)
+        grown = jnp.linalg.norm(found, axis=0) / jnp.maximum(jnp.linalg.norm(sides, axis=0), jnp.finfo(wide).tiny)
+        value = unravel(found[:, 0].astype(flat.dtype))
+        return certified(lambda v: trees.add(matvec(v), g), value, jnp.maximum(jnp.max(grown), 1))
 
     return adjoint
 
 
-def eliminated(a: Inexact[Array, "n n"], b: Inexact[Array, "n"]) -> Inexact[Array, "n"]:
+def _uneven(n: int, dtype: jnp.dtype) -> Inexact[Array, "n"]:
+    """A vector that no eigenvector of a net that somebody writes down is at right angles to."""
+    return 0.5 + jnp.cos(jnp.square(jnp.arange(1, n + 1, dtype=dtype)))
+
+
+def eliminated(a: Inexact[Array, "n n"], b: Inexact[Array, "n k"]) -> Inexact[Array, "n k"]:
     """The solution of a x = b by Gauss–Jordan elimination with row pivots; infinite or NaN where a is singular."""
     table = jnp.column_stack([a, b])
-    for k in range(b.size):  # written out: a loop would copy the table at each step
+    for k in range(len(a)):  # written out: a loop would copy the table at each step
         highest = k + jnp.argmax(jnp.abs(table[k:, k]))
         swapped = table.at[highest].set(table[k])
         pivot = table[highest] / table[highest, k]
         table = (swapped - jnp.outer(swapped[:, k], pivot)).at[k].set(pivot)
-    return table[:, -1]
+    return table[:, len(a) :]
 
 
 EXAMPLES: dict[str, Adjoint] = {

@@ -1,11 +1,12 @@
 """What a settling that failed does to values and gradients, sample by sample."""
 
+from collections.abc import Callable
 from typing import Literal, TypeAlias, get_args
 
 import jax
 import jax.numpy as jnp
 from jax.experimental import checkify
-from jaxtyping import Array, Bool
+from jaxtyping import Array, Bool, Int
 
 from bptoolkit.fixed_point.solve import Solution, Status
 from bptoolkit.types import State
@@ -49,6 +50,14 @@ def settled_or(policy: Policy, solution: Solution) -> Solution:
     if policy != "nan":
         return solution
     return solution._replace(value=_where(solution.status == Status.CONVERGED, solution.value, jnp.nan))
+
+
+def at_finite(policy: Policy, fixed: Callable[[Array], Array], z: Array, status: Int[Array, ""]) -> Array:
+    """`fixed`, the identity, at z; under "zero" linearised at 0 where f is not finite, since NaN times 0 is NaN."""
+    if policy != "zero":
+        return fixed(z)
+    finite = status != Status.NONFINITE
+    return jnp.where(finite, fixed(jnp.where(finite, z, 0)), z)
 
 
 def adjoint_or(policy: Policy, forward: Bool[Array, ""], biased: bool, adjoint: Solution) -> State:

@@ -112,8 +112,9 @@ def shine(refine: int = 0) -> Biased:
         for _ in range(refine):
             value = value + inverse(push(value) + flat - value)
         solution = certified(lambda v: push(v) + flat, value)
-        failed = jnp.where(solution.status == Status.SINGULAR, jnp.int32(Status.MAX_STEPS), solution.status)
-        return solution._replace(value=unravel(solution.value), steps=jnp.int32(refine), status=failed)
+        converged = solution.status == Status.CONVERGED
+        status = jnp.where(converged, jnp.int32(Status.CONVERGED), jnp.int32(Status.MAX_STEPS))
+        return solution._replace(value=unravel(solution.value), steps=jnp.int32(refine), status=status)
 
     return Biased(adjoint)
 

@@ -21,9 +21,9 @@ from jaxtyping import Array, Bool, Float
 from bptoolkit import trees
 from bptoolkit.fixed_point import automatic
 from bptoolkit.fixed_point.adjoints import Adjoint, Biased
-from bptoolkit.fixed_point.failure import Policy, adjoint_or, check_policy, settled_or
+from bptoolkit.fixed_point.failure import Policy, adjoint_or, at_finite, check_policy, settled_or
 from bptoolkit.fixed_point.precision import settled_narrowly
-from bptoolkit.fixed_point.solve import Solution, Status, Stop, check_map, norm, solve
+from bptoolkit.fixed_point.solve import Solution, Status, Stop, as_arrays, check_counts, check_map, norm, solve
 from bptoolkit.fixed_point.solvers import Solver
 from bptoolkit.fixed_point.stability import coordinates
 from bptoolkit.types import Memory, PyTree, State
@@ -81,27 +81,31 @@ def implicit(
         adjoint: if left out `exact()`, which is `bicgstab()` and `gmres()` for samples that it leaves; it costs fewer
             products than `almeida_pineda()` and needs no ρ(J) < 1.
         stop: when the forward relaxation ends.
-        every: steps of the forward relaxation between two judgements of its error; see `solve`.
+        every: steps of a `solver` that is given between two judgements of its error; see `solve`.
         compact: smallest batch to which samples still on their way forward are gathered; see `solve`.
         coarse: dtype of a first relaxation, from whose end the one in the state's own dtype starts: `jnp.float32` where
             the state is float64.  f must then compute in the dtype of its arguments, and close over nothing wide.
         on_failure: what becomes of a sample whose forward or backward relaxation did not converge: "flag" leaves
             value and gradient as they are, and the status tells; "nan" makes them NaN; "zero" makes the gradient that
             passes the settled state zero, as the PDP software abandoned such patterns (a readout's own gradient
-            remains); "raise" is `require` for the forward one, see there for `jit`.
+            remains, and args that are not finite themselves give NaN all the same); "raise" is `require` for the
+            forward one, see there for `jit`.
 
     Raises:
-        ValueError: an unknown policy; from the result, what `solve` raises.
+        ValueError: an unknown policy, every or compact below 1; from the result, what `solve` raises.
     """
     check_policy(on_failure)
-    adjoint = automatic.exact() if adjoint is None else adjoint
+    check_counts(every, compact)
+    usual, adjoint = stop, automatic.exact() if adjoint is None else adjoint
 
     def relax(
-        f: Map, args: PyTree, z0: State, *, stop: Stop = stop, start: State = None, probe=None, extra=None
+        f: Map, args: PyTree, z0: State, *, stop: Stop | None = None, start: State = None, probe=None, extra=None
     ) -> Solution:
+        stop = usual if stop is None else stop
+        check_map(lambda z: f(args, z), z0)
+        z0 = as_arrays(z0)
         ravel = _ravel_of(z0)
         flat, unravel = ravel(lax.stop_gradient(z0))
-        check_map(lambda z: f(args, z), z0)
         traced, captured = jax.closure_convert(f, args, z0)
         step = lambda args, z: ravel(traced(args[0], unravel(z), *args[1]))[0]
         args = (args, captured)
@@ -113,9 +117,11 @@ def implicit(
         still = lambda z: traced(frozen[0], z, *frozen[1])
         run = partial(_run, solver, every=every, compact=compact, **told)
         settled = _settled(run, f, args[0], still, unravel(flat), stop, coarse)
-        aside = Aside(start, lax.stop_gradient(settled.memory), settled.status == Status.CONVERGED)
+        factors = () if settled.memory is None else lax.stop_gradient(settled.memory)
+        aside = Aside(start, factors, settled.status == Status.CONVERGED)
         fixed = _differentiable(step, _under(on_failure, adjoint))
-        value = unravel(fixed(args, probe, aside, ravel(settled.value)[0]))
+        z = ravel(settled.value)[0]
+        value = unravel(at_finite(on_failure, partial(fixed, args, probe, aside), z, settled.status))
         return settled_or(on_failure, lax.stop_gradient(settled)._replace(value=value))
 
     return relax
@@ -150,15 +156,15 @@ class Aside(NamedTuple):
     """What the adjoint gets of the forward relaxation, beside the state."""
 
     start: Float[Array, "n"] | None  # λ₀
-    factors: Memory  # of the forward solver
+    factors: Memory  # of the forward solver; () where it has none
     converged: Bool[Array, ""]
 
 
 def _under(policy: Policy, adjoint: Adjoint):
     """The adjoint with its λ under the policy, and its report as it is."""
 
-    def judged(aside: Aside, matvec, g: Float[Array, "n"], start=None) -> Solution:
-        solution = adjoint(matvec, g, start=start, factors=aside.factors)
+    def judged(aside: Aside, matvec, g: Float[Array, "n"], **given) -> Solution:
+        solution = adjoint(matvec, g, **given)
         return solution._replace(value=adjoint_or(policy, aside.converged, isinstance(adjoint, Biased), solution))
 
     return judged
@@ -178,12 +184,12 @@ def _differentiable(step: Map, adjoint):
         z = fixed(args, probe, aside, z)  # so that the derivative of this rule sees z move with args
         pushed = jax.jvp(lambda a: step(a, z), (args,), (tangents[0],))[1]
         linear = jax.linearize(lambda v: step(args, v), z)[1]
-        return z, _tangent(linear, pushed, tangents[1], partial(adjoint, aside), aside.start)
+        return z, _tangent(linear, pushed, tangents[1], partial(adjoint, aside), aside)
 
     return fixed
 
 
-def _tangent(linear, pushed: Float[Array, "n"], probe: Probe, adjoint, start) -> Float[Array, "n"]:
+def _tangent(linear, pushed: Float[Array, "n"], probe: Probe, adjoint, aside: Aside) -> Float[Array, "n"]:
     """Solve (I − J) v = pushed.  The probe rides along behind an identity block, where the transposed solve reports.
 
     Both travel as one vector: the transpose rule fails on a part whose tangent is known to be zero.
@@ -203,7 +209,8 @@ def _tangent(linear, pushed: Float[Array, "n"], probe: Probe, adjoint, start) ->
 
     def backward(_, b):
         transposed = jax.linear_transpose(linear, pushed)
-        solution = adjoint(lambda v: transposed(v)[0], b[:n].astype(narrow), start=start)
+        known = {"start": aside.start, "factors": aside.factors}  # both are of the transposed system
+        solution = adjoint(lambda v: transposed(v)[0], b[:n].astype(narrow), **known)
         numbers = (solution.steps, solution.residual, solution.rate, solution.status, solution.error)
         return join(solution.value, jnp.stack([jnp.asarray(x).astype(wide) for x in numbers]))
 
@@ -228,6 +235,7 @@ def value_and_grad(loss: Callable[[Any, State], Any], relax: Relaxation, *, has_
     scalar = lambda value: value[0] if has_aux else value
 
     def evaluate(f: Map, args: PyTree, z0: State, *, extra=None, **options):
+        z0 = as_arrays(z0)
         options |= {} if extra is None else {"extra": lambda a: extra(a[0])}
 
         def objective(args, push, probe):

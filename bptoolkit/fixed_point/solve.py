@@ -37,6 +37,7 @@ LOST = 32  # steps without a smaller residual, once it is at the level of roundi
 CLOSEST = 3e-4  # to one that an estimated rate is believed to be
 FRESH = 0.25  # weight of the newest step in the estimated rate
 SHORT = 32  # numbers whose sums, one for each sample of a batch, would not fill the vectors of a CPU
+NO_DIGIT = 0.05  # relative error of a solution that says nothing
 FADE = 0.87  # per step, of the largest error-to-residual factor seen: one lucky step must not end the search
 
 
@@ -61,7 +62,7 @@ class Status(IntEnum):
     DIVERGED = 2  # the residual grew ten-thousandfold
     NONFINITE = 3  # f returned NaN or an infinite value
     CYCLE = 4  # the state jumps between two points
-    STALLED = 5  # the residual is at the level of rounding, the tolerance below it
+    STALLED = 5  # the residual, or what a step moves, is at the level of rounding, the tolerance below it
     SINGULAR = 6  # I − J has no inverse here: the residual stands still, or z ran away until f was lost beside it
 
 
@@ -122,7 +123,7 @@ def solve(
 
     Args:
         f: a map of the state onto a state of the same shapes and dtypes.
-        z0: any pytree of floating (or complex) arrays.
+        z0: any pytree of floating (or complex) arrays, or numbers.
         solver: `picard()` if left out.
         stop: see `Stop`.
         every: steps between two judgements of the error.  Judging costs some passes over the state, which shows
@@ -139,12 +140,10 @@ def solve(
     Raises:
         ValueError: f returns other shapes or dtypes than it was given; every or compact below 1.
     """
-    if every < 1:
-        raise ValueError(f"every must be at least 1, got {every}. Take 1 to judge each step.")
-    if compact is not None and compact < 1:
-        raise ValueError(f"compact must be at least 1, got {compact}. Leave it out for no compaction.")
+    check_counts(every, compact)
     solver = optax.with_extra_args_support(picard() if solver is None else solver)
     check_map(f, z0)
+    z0 = as_arrays(z0)
     rule = settled_dtypes(stop, z0)
     update = partial(masking(solver.update), f=f, **extra)
 
@@ -225,8 +224,8 @@ def _judged(path: Path, z: State, r: State, before: State, update: State, memory
     factor = reduce(jnp.maximum, (secant, to_come / jnp.maximum(size, tiny), FADE**several * path.factor))
     at_rounding = size <= 128 * eps * scale
 
-    turning = jnp.where(turn <= eps**0.5 * size, path.turning + 1, 0)
-    still = jnp.where((change <= 4 * eps * scale) & (size > 1e3 * eps * scale), path.still + 1, 0)
+    turning = jnp.where((turn <= eps**0.5 * size) & ~at_rounding, path.turning + 1, 0)
+    still = jnp.where((change <= 4 * eps * scale) & (moved > 1e3 * eps * scale), path.still + 1, 0)
     lost = jnp.where(size < path.best, 0, path.lost + made)
     steps = path.steps + made
     settled = (size * factor <= stop.atol + stop.rtol * scale) | (size == 0)
@@ -236,10 +235,10 @@ def _judged(path: Path, z: State, r: State, before: State, update: State, memory
         {
             Status.NONFINITE: ~jnp.isfinite(size) | ~jnp.isfinite(scale),
             Status.CONVERGED: settled & ~blind,
-            Status.DIVERGED: size > GROWTH * path.best,
+            Status.DIVERGED: (size > GROWTH * path.best) & ~at_rounding,
             Status.CYCLE: turning >= PATIENCE,
             Status.SINGULAR: (still >= PATIENCE) | settled,
-            Status.STALLED: at_rounding & (lost >= LOST),
+            Status.STALLED: (at_rounding | (moved <= eps * scale)) & (lost >= LOST),
             Status.MAX_STEPS: steps >= stop.max_steps,
         }
     )
@@ -249,15 +248,24 @@ def _judged(path: Path, z: State, r: State, before: State, update: State, memory
 
 def report(path: Path) -> Solution:
     """The path as its user sees it."""
-    return Solution(path.z, path.size, path.steps, path.rate, path.status, path.memory, path.size * path.factor)
+    error = jnp.where(path.size == 0, 0, path.size * path.factor)  # the factor may be infinite there
+    return Solution(path.z, path.size, path.steps, path.rate, path.status, path.memory, error)
 
 
-def certified(f: Callable[[State], State], value: State) -> Solution:
-    """A solution reached by other means, with its true residual; SINGULAR where that is beyond the tolerance."""
+def certified(f: Callable[[State], State], value: State, reach: Float[Array, ""] | float = 1.0) -> Solution:
+    """A solution reached by other means, judged by its true residual, and by `reach`, an estimate of ‖(I − J)⁻¹‖.
+
+    Its error is at least what rounding the value makes of it: STALLED where that is beyond the tolerance, SINGULAR
+    where it leaves no digit.
+    """
     direct = report(begin(f, value, picard(), settled_dtypes(Stop(max_steps=1), value)))
-    tolerance = settled_dtypes(Stop(), value).rtol * norm(value)
-    status = jnp.where(direct.residual <= tolerance, jnp.int32(Status.CONVERGED), jnp.int32(Status.SINGULAR))
-    return direct._replace(status=status, steps=jnp.int32(1), rate=jnp.zeros_like(direct.rate))
+    size, rounding = norm(value), float(_coarsest(value).eps) / 2
+    reach = jnp.asarray(reach, size.dtype)
+    error = reach * jnp.maximum(direct.residual, rounding * size)
+    close, some = error <= settled_dtypes(Stop(), value).rtol * size, reach * rounding < NO_DIGIT
+    found, short = jnp.int32(Status.CONVERGED), jnp.where(some, jnp.int32(Status.STALLED), jnp.int32(Status.SINGULAR))
+    told = {"status": jnp.where(close, found, short), "steps": jnp.int32(1), "error": error}
+    return direct._replace(**told, rate=jnp.zeros_like(direct.rate))
 
 
 def norm(tree: State) -> Float[Array, ""]:
@@ -288,6 +296,14 @@ def settled_dtypes(stop: Stop, z: State) -> Rule:
     return Rule(jnp.asarray(rtol, dtype), jnp.asarray(stop.atol, dtype), jnp.asarray(stop.max_steps, jnp.int32))
 
 
+def check_counts(every: int, compact: int | None) -> None:
+    """Raise unless there are steps between judgements, and samples in the smallest batch."""
+    if every < 1:
+        raise ValueError(f"every must be at least 1, got {every}. Take 1 to judge each step.")
+    if compact is not None and compact < 1:
+        raise ValueError(f"compact must be at least 1, got {compact}. Leave it out for no compaction.")
+
+
 def check_map(f: Callable[[State], State], z0: State) -> None:
     """Raise unless f maps the state onto its own shapes and dtypes."""
     if not jax.tree.leaves(z0):
@@ -302,6 +318,11 @@ def check_map(f: Callable[[State], State], z0: State) -> None:
             f"f must return a state of the shapes and dtypes it was given: {given}, got {returned}.\n"
             "Return one value per unit, for example tanh(z @ w + b) with w of shape (units, units)."
         )
+
+
+def as_arrays(z: State) -> State:
+    """The state with numbers in it made arrays."""
+    return jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.result_type(leaf)), z)
 
 
 def first_that_holds(outcomes: dict[Status, Bool[Array, ""]]) -> Int[Array, ""]:

@@ -4,6 +4,7 @@ A solver is an optax transformation, so optax's own optimisers are solvers too: 
 `optax.sgd(0.5, momentum=0.3)` the heavy ball.
 """
 
+from functools import reduce
 from typing import NamedTuple
 
 import jax
@@ -27,6 +28,7 @@ driver was given (`resolvent`).  Any optax optimiser is one.
 
 FIRST = 0.25  # step length of Euler before anything has been seen
 GROW = 1.1  # of the step length, at most
+NOISE = 128  # units of rounding of the state below which a residual is one of rounding
 FLATTEST = 0.05  # cosine of the angle between Δz and Δr below which the step shrinks no further
 
 
@@ -122,8 +124,9 @@ class History(NamedTuple):
     """The last iterates of one relaxation, newest in row (count − 1) mod depth; rows not yet written are zero."""
 
     f: Inexact[Array, "depth n"]  # f(z_i) = z_i − r_i
-    r: Inexact[Array, "depth n"]
-    gram: Inexact[Array, "depth depth"]  # ⟨r_i, r_j⟩
+    r: Inexact[Array, "depth n"]  # r_i/|r_i|, by the largest entry: products then neither over- nor underflow
+    sizes: Float[Array, "depth"]  # |r_i|
+    gram: Inexact[Array, "depth depth"]  # of the rows of r, in float32 or wider
     count: Int[Array, ""]
 
 
@@ -131,6 +134,8 @@ def anderson(depth: int = 5, ridge: float = 1e-8) -> Solver:
     """Extrapolate from the last `depth` iterates: weights w (sum 1) minimise |Σ_i w_i r_i|.
 
     `anderson(depth=1)` is `picard()`.  On a linear map of n dimensions `anderson(n + 1)` needs at most n + 1 steps.
+    Where it is differentiated (`unrolled`), a step from a residual at the level of rounding has no derivative: its
+    weights are noise.
 
     Args:
         depth: iterates remembered, at least 1.
@@ -148,15 +153,22 @@ def anderson(depth: int = 5, ridge: float = 1e-8) -> Solver:
     def init(params: PyTree) -> History:
         flat = ravel_pytree(params)[0]
         rows = jnp.zeros((depth, *flat.shape), flat.dtype)
-        return History(rows, rows, jnp.zeros((depth, depth), flat.dtype), jnp.int32(0))
+        wide = flat.dtype if jnp.finfo(flat.dtype).bits >= 32 else jnp.dtype(jnp.float32)
+        sizes = jnp.zeros(depth, jnp.finfo(wide).dtype)
+        return History(rows, rows, sizes, jnp.zeros((depth, depth), wide), jnp.int32(0))
 
     def update(
         updates: PyTree, state: PyTree, params: PyTree = None, *, live: Bool[Array, ""] | bool = True, **extra
     ) -> tuple[PyTree, History]:
         del extra  # optax's names: the residual, the history, and z
         flat, unravel = ravel_pytree(params)
-        past = _remember(state, flat, ravel_pytree(updates)[0], live)
-        return unravel(_mixing_weights(past, ridge) @ past.f - flat), past
+        r = ravel_pytree(updates)[0]
+        size = jnp.max(jnp.abs(r), initial=0)
+        noise = size <= NOISE * float(jnp.finfo(flat.dtype).eps) * jnp.max(jnp.abs(flat), initial=0)
+        r = jnp.where(noise, lax.stop_gradient(r), r)
+        past = _remember(state, flat, r, live)
+        moved = _mixing_weights(past, ridge).astype(flat.dtype) @ past.f - flat
+        return unravel(jnp.where(noise, lax.stop_gradient(moved), moved)), past
 
     return optax.GradientTransformationExtraArgs(init, update)
 
@@ -169,25 +181,38 @@ def _remember(past: History, z: Inexact[Array, "n"], r: Inexact[Array, "n"], liv
     slot = past.count % past.r.shape[0]
     held = lambda rows: lax.dynamic_index_in_dim(rows, slot, keepdims=False)
     put = lambda rows, row: lax.dynamic_update_index_in_dim(rows, row, slot, 0)  # in place: `at` looks for bounds
-    rows = put(past.r, jnp.where(live, r, held(past.r)))
+    size = jnp.max(jnp.abs(r), initial=0).astype(past.sizes.dtype)
+    unit = (r.astype(past.gram.dtype) / jnp.where(size > 0, size, 1).astype(past.gram.dtype)).astype(r.dtype)
+    rows = put(past.r, jnp.where(live, unit, held(past.r)))
     images = put(past.f, jnp.where(live, z - r, held(past.f)))
-    row = rows.conj() @ r
+    sizes = put(past.sizes, jnp.where(live, size, held(past.sizes)))
+    row = jnp.matmul(rows.conj(), unit, preferred_element_type=past.gram.dtype)
     gram = put(lax.dynamic_update_index_in_dim(past.gram, row, slot, 1), row.conj())
-    return History(images, rows, jnp.where(live, gram, past.gram), past.count + 1)
+    return History(images, rows, sizes, jnp.where(live, gram, past.gram), past.count + 1)
 
 
 def _mixing_weights(past: History, ridge: float) -> Inexact[Array, "depth"]:
     """Solve (G + ridge · diag G) w ∝ 1 over the rows written so far, as (C + ridge) (s w) ∝ 1/s with s² = diag G.
 
+    The s count in units of the smallest of them, so that 1/s cannot overflow.
+
     Number by number: a batch then lies along the vector units in one fused loop, where arrays of depth × depth would
     not fill them.
     """
     dtype = past.gram.dtype
-    least = float(jnp.finfo(dtype).eps)
-    sizes = [jnp.sqrt(past.gram[i, i].real) for i in range(len(past.gram))]
+    least = float(jnp.finfo(past.r.dtype).eps)
+    sizes = [past.sizes[i] for i in range(len(past.gram))]
+    squares = [past.gram[i, i].real for i in range(len(past.gram))]  # of rows whose largest entry is 1
+    there = [square > 0 for square in squares]
+    unit = reduce(jnp.minimum, [jnp.where(some, size, jnp.inf) for some, size in zip(there, sizes, strict=True)])
+    lengths = [lax.rsqrt(jnp.where(some, square, 1)) for some, square in zip(there, squares, strict=True)]
     written = [jnp.where(i < past.count, jnp.ones_like(size), jnp.zeros_like(size)) for i, size in enumerate(sizes)]
-    inverse = [jnp.where(size > 0, 1 / size, here) for size, here in zip(sizes, written, strict=True)]
-    cosine = [[past.gram[i, j] * (inverse[i] * inverse[j]).astype(dtype) for j in range(i)] for i in range(len(sizes))]
+    relative = [unit / jnp.where(some, size, 1) for some, size in zip(there, sizes, strict=True)]
+    inverse = [
+        jnp.where(some, ratio * length, here)
+        for some, ratio, length, here in zip(there, relative, lengths, written, strict=True)
+    ]
+    cosine = [[past.gram[i, j] * (lengths[i] * lengths[j]).astype(dtype) for j in range(i)] for i in range(len(sizes))]
     one = jnp.full_like(sizes[0], 1 + max(ridge, 4 * least))
     solved = _eliminate(cosine, one, [x.astype(dtype) for x in inverse], least)
     w = [x * scale.astype(dtype) for x, scale in zip(solved, inverse, strict=True)]

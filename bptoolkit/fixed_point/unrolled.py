@@ -26,6 +26,7 @@ from bptoolkit.fixed_point.solve import (
     Status,
     Stop,
     advance,
+    as_arrays,
     begin,
     check_map,
     report,
@@ -59,7 +60,7 @@ def unrolled(
 
     Args:
         steps: at least 1.
-        solver: `picard()` if left out.
+        solver: `picard()` if left out; one whose update has a fixed number of operations, so not `newton_krylov()`.
         truncate: let the gradient flow through the last so many steps only, 1 … steps; fewer than all are biased, and
             the result is a `BiasedRelaxation`.  From a settled state, `truncate=k` is the adjoint `neumann(k − 1)`,
             off by the order of ρ^k.  Memory grows with k alone.
@@ -79,15 +80,16 @@ def unrolled(
     segment = ceil(sqrt(last)) if checkpoint is True else checkpoint
 
     def relax(
-        f: Map, args: PyTree, z0: State, *, stop: Stop = Stop(), start: State = None, probe=None, extra=None
+        f: Map, args: PyTree, z0: State, *, stop: Stop | None = None, start: State = None, probe=None, extra=None
     ) -> Solution:
         del start
         check_map(lambda z: f(args, z), z0)
-        endless = settled_dtypes(stop, z0)._replace(max_steps=jnp.int32(steps + 1))
+        z0 = as_arrays(z0)
+        endless = settled_dtypes(stop or Stop(), z0)._replace(max_steps=jnp.int32(steps + 1))
         options = lambda args: {} if extra is None else extra(args)
 
         def move(step, told, path: Path) -> Path:
-            return advance(step, partial(solver.update, f=step, **told), endless, path)
+            return _still_settled(path, advance(step, partial(solver.update, f=step, **told), endless, path))
 
         step = lambda z: f(args, z)
         if last < steps:
@@ -115,6 +117,13 @@ def _check(steps: int, truncate: int | None, checkpoint: bool | int) -> None:
         raise ValueError(f"truncate must be in 1 … steps = {steps}, got {truncate}. Leave it out for all steps.")
     if not isinstance(checkpoint, bool) and checkpoint < 1:
         raise ValueError(f"checkpoint must be at least 1, got {checkpoint}. Take True for segments of about √steps.")
+
+
+def _still_settled(path: Path, new: Path) -> Path:
+    """The new path; once settled it counts as such while it stays, though noise in the steps says nothing any more."""
+    lost = (new.status == Status.NONFINITE) | (new.status == Status.DIVERGED)
+    settled = (path.status == Status.CONVERGED) & ~lost
+    return new._replace(status=jnp.where(settled, path.status, new.status))
 
 
 def _walk(move, path: Path, steps: int, segment: int) -> Path:

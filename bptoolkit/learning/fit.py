@@ -68,7 +68,8 @@ def fit(
     Args:
         learner: say `backprop(model)`.
         data: see `checks.check`; labels become one-hot targets over `data.classes` outputs.
-        optimizer: any optax optimiser.
+        optimizer: any optax optimiser that goes by the gradient, the weights and the loss of the batch, so none with a
+            line search.
         key: decides the first weights and the order of the rows.
         steps: updates, at least 1.
         batch: rows an update, or None for all.
@@ -78,6 +79,8 @@ def fit(
     Raises:
         ValueError: a data set that `check` refuses, steps or batch below 1, a model that does not fit the data.
     """
+    if not isinstance(learner, Learner):
+        raise ValueError(f"fit trains a learner, got {type(learner).__name__}. Write fit(backprop(model), …).")
     check(data)
     rows = data.train
     if rows.y.ndim != 1:
@@ -140,10 +143,22 @@ def _step(
     gradient_key, after_key = jax.random.split(jax.random.fold_in(step_key, step))
     batch = draw(step, rows_key)
     grads, info, memory = learner.gradient(memory, params, batch, gradient_key)
-    updates, opt_state = optimizer.update(grads, opt_state, params)
+    updates, opt_state = _updates(optimizer, grads, opt_state, params, info)
     updated = optax.apply_updates(params, updates)
     updated, opt_state, memory = learner.after_step(memory, params, updated, opt_state, batch, after_key)
     return Progress(updated, opt_state, memory), _point(info, batch)
+
+
+def _updates(optimizer, grads: PyTree, opt_state, params: Params, info: Info) -> tuple[PyTree, PyTree]:
+    """The optimiser's step; the loss goes to those that ask for it."""
+    told = {} if info.loss is None else {"value": info.loss}
+    try:
+        return optax.with_extra_args_support(optimizer).update(grads, opt_state, params, **told)
+    except TypeError as error:
+        raise ValueError(
+            f"The optimiser must do with gradient, weights and loss, got one that asks for more: {error}.\n"
+            "Take one without a line search, such as optax.adam(1e-3)."
+        ) from error
 
 
 def _point(info: Info, batch: Batch) -> Curves:

@@ -102,7 +102,8 @@ def mean_loss(loss: Loss, logits: Float[Array, "b k"], batch: Batch) -> Float[Ar
     """Σ_r w_r L_r / Σ_r w_r over the rows; 0 where no row has weight.
 
     A row of weight 0 adds exactly nothing to value and gradient, also where its logits, target or temperature are not
-    finite.  (Its input must be finite all the same: the gradient of a model at a NaN is NaN times zero.)
+    finite.  (Its input must be finite all the same: the gradient of a model at a NaN is NaN times zero.)  A weight that
+    is negative or NaN counts as 0.
     """
     counts = batch.weight > 0
     blank = lambda rows, fill: jnp.where(counts.reshape(-1, *[1] * (rows.ndim - 1)), rows, fill)

@@ -18,8 +18,13 @@ def backprop(model: Model, loss: Loss = cross_entropy) -> Learner:
     its fixed point, by whatever adjoint its relaxation was given (recurrent backpropagation), and then `Info` tells
     how the forward and the backward relaxation of every row ended.
 
+    Raises:
+        ValueError: something else than a model.
+
     Reference: Rumelhart, Hinton & Williams (1986), Nature 323; Almeida (1987); Pineda (1987).
     """
+    if not isinstance(model, Model):
+        raise ValueError(f"backprop needs a Model, got {type(model).__name__}. Make one of a cell by equilibrium.")
 
     def gradient(memory: Memory, params: Params, batch: Batch, key: Key) -> tuple[PyTree, Info, Memory]:
         del key

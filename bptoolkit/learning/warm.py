@@ -39,7 +39,8 @@ def warm_backprop(model: Model, rows: int, loss: Loss = cross_entropy) -> Learne
     Args:
         model: an `equilibrium(cell, implicit(…))`.  Starts of λ are of no use to an adjoint that takes none: a series,
             `dense()`, or `exact()` for states of up to 8 values.
-        rows: of the data set, `len(dataset.train.y)`; a row whose index is not below it settles from zero.
+        rows: of the data set, `len(dataset.train.y)`; a row whose index is not below it, or is negative, settles from
+            zero.
         loss: as for `backprop`.
 
     Raises:
@@ -58,7 +59,8 @@ def warm_backprop(model: Model, rows: int, loss: Loss = cross_entropy) -> Learne
 
     def gradient(memory: Starts, params: Params, batch: Batch, key: Key) -> tuple[PyTree, Info, Starts]:
         del key
-        known = jax.tree.map(lambda leaf: leaf.at[batch.index].get(mode="fill", fill_value=0), memory)
+        place = jnp.where(batch.index >= 0, batch.index, rows)
+        known = jax.tree.map(lambda leaf: leaf.at[place].get(mode="fill", fill_value=0), memory)
         share = _shares(batch)
         start = Starts(known.z, _scaled(known.adjoint, share))
         inputs = (params, probes_of(model, batch), trees.zeros_like(known.z))

@@ -2,10 +2,11 @@
 
 import jax
 import jax.numpy as jnp
+import optax
 from jaxtyping import Array, Float
 
 from bptoolkit import trees
-from bptoolkit.fixed_point import Relaxation, Solution, implicit
+from bptoolkit.fixed_point import Relaxation, Solution, implicit, unrolled
 from bptoolkit.types import Cell, Info, Model, Params, PyTree, Settling, State
 
 __all__ = ["equilibrium", "settling"]
@@ -25,8 +26,18 @@ def equilibrium(cell: Cell, relax: Relaxation | None = None) -> Model:
         relax: `fixed_point.implicit()` if left out; `unrolled(steps)` is backpropagation through time.
 
     Raises:
-        ValueError: from `apply`, where step returns another shape or dtype than the state it was given.
+        ValueError: something else than a cell or a relaxation; from `apply`, where step returns another shape or dtype
+            than the state it was given.
     """
+    if not isinstance(cell, Cell):
+        raise ValueError(
+            f"equilibrium needs a Cell, got {type(cell).__name__}. Make one with rate_cell, or cell_from_nnx of a step."
+        )
+    if relax is implicit or relax is unrolled or isinstance(relax, optax.GradientTransformation):
+        raise ValueError(
+            "relax must be what implicit(…) or unrolled(…) returns, such as implicit(picard()) or unrolled(50), got "
+            f"{'a solver' if isinstance(relax, tuple) else 'that function itself'}."
+        )
     relax = implicit() if relax is None else relax
 
     def settle(

@@ -10,6 +10,7 @@ import pytest
 
 from bptoolkit.checks import check
 from bptoolkit.data import as_pixels, gaussian_classes
+from bptoolkit.types import Dataset, Rows
 
 
 def made(seed=0, classes=3, rows=20, features=5, spread=1.0, **options):
@@ -117,3 +118,9 @@ def test_values_without_a_range_are_refused(value):
     dataset = dataset._replace(train=dataset.train._replace(x=dataset.train.x.at[0].set(value).at[1].set(1.0)))
     with pytest.raises(ValueError, match="finite range"):
         as_pixels(dataset)
+
+
+def test_whole_numbers_become_pixels_without_wrapping_round():
+    x = jnp.array([[-100, 0, 100]], jnp.int8)
+    pixels = as_pixels(Dataset(Rows(x, jnp.array([0])), Rows(x, jnp.array([0])), 1))
+    assert pixels.train.x.tolist() == [[0, 128, 255]]

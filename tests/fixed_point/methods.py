@@ -41,8 +41,8 @@ def paired(first, second, shift=0):
 
 
 def assert_apart_by_rounding(one, two):
-    """Equal steps and ends, values to 1e-9; the rate, whose last residuals may be rounding or 0, to a third or 0.01."""
+    """Equal steps and ends, values to 1e-9; the rate, whose last residuals may be rounding or 0, to a third or 0.05."""
     chex.assert_trees_all_equal((one.steps, one.status), (two.steps, two.status))
     kept = lambda solution: (solution.value, solution.residual, solution.error)
-    chex.assert_trees_all_close(kept(one), kept(two), rtol=1e-9, atol=1e-12)
-    chex.assert_trees_all_close(one.rate, two.rate, rtol=0.3, atol=0.01)
+    chex.assert_trees_all_close(kept(one), kept(two), rtol=1e-9, atol=1e-11)
+    chex.assert_trees_all_close(one.rate, two.rate, rtol=0.3, atol=0.05)

@@ -50,6 +50,22 @@ def test_a_biased_adjoint_has_not_failed_for_being_short():
     chex.assert_trees_all_close(gradients("zero", neumann(2))[1][0], 1.75)  # 1 + 1/2 + 1/4
 
 
+def test_a_sample_that_was_lost_spoils_no_weight_that_it_shares():
+    """The second runs away until f returns inf; under "flag" its NaN is in the gradient of the shared weight."""
+    f = lambda args, z: jnp.exp(args[1] * args[0] * z) / 2
+
+    def loss(weight, policy):
+        relax = implicit(picard(), on_failure=policy)
+        settled = jax.vmap(lambda gain: relax(f, (weight, gain), jnp.zeros(1)))(jnp.array([0.5, 5000.0]))
+        return jnp.sum(jnp.where(settled.status[:, None] == Status.CONVERGED, settled.value, 0)), settled.status
+
+    grad, status = jax.grad(loss, has_aux=True)(1.0, "zero")
+    assert status.tolist() == [Status.CONVERGED, Status.NONFINITE]
+    z = jax.lax.fori_loop(0, 100, lambda _, z: jnp.exp(z / 2) / 2, 0.0)
+    chex.assert_trees_all_close(grad, (z * z / 2) / (1 - z / 2), rtol=1e-6)
+    assert jnp.isnan(jax.grad(loss, has_aux=True)(1.0, "flag")[0])
+
+
 def test_raise_raises_outside_jit():
     relax = implicit(picard(), on_failure="raise")
     chex.assert_trees_all_close(relax(lambda a, z: a * z + 1, 0.5, jnp.zeros(1)).value, jnp.array([2.0]))

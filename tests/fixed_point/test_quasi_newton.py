@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from bptoolkit.fixed_point import Status, Stop, broyden, dense, implicit, neumann, picard, shine, solve
+from bptoolkit.fixed_point import Status, Stop, broyden, dense, implicit, neumann, one_step, picard, shine, solve
 
 TIGHT = Stop(rtol=1e-12)
 
@@ -112,3 +112,20 @@ def test_shine_without_broyden_is_refused(network):
 def test_numbers_out_of_range_are_refused(make, sentence):
     with pytest.raises(ValueError, match=sentence):
         make()
+
+
+def test_shine_without_a_forward_solver_is_refused(network):
+    args, f = network
+    loss = lambda args: implicit(adjoint=shine())(f, args, jnp.zeros(8)).value.sum()
+    with pytest.raises(ValueError, match="Take implicit\\(broyden\\(\\), shine\\(\\)\\)"):
+        jax.grad(loss)(args)
+
+
+def test_forward_mode_takes_no_factors_of_the_transposed_system(network):
+    args, f = network
+    settle = lambda relax: lambda args: relax(f, args, jnp.zeros(8)).value
+    push = jax.tree.map(jnp.ones_like, args)
+    by_shine, by_one_step = (
+        jax.jvp(settle(implicit(broyden(), adjoint)), (args,), (push,))[1] for adjoint in (shine(), one_step())
+    )
+    chex.assert_trees_all_close(by_shine, by_one_step, rtol=1e-9)

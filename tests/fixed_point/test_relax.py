@@ -112,6 +112,21 @@ def test_neumann_is_the_sum_of_its_terms(terms, network):
     assert solution.status == Status.MAX_STEPS
 
 
+@pytest.mark.parametrize("gain", [1.0, 0.9999])
+def test_a_series_is_summed_to_its_end_also_where_nothing_shrinks(gain):
+    """1 + a + … + a^300 in float32: at a = 1 the residual stands still."""
+    found = neumann(300)(lambda v: gain * v, jnp.ones(4, jnp.float32))
+    chex.assert_trees_all_close(found.value, jnp.full(4, sum(gain**k for k in range(301)), jnp.float32), rtol=1e-4)
+    assert found.steps == 300
+
+
+def test_a_series_of_a_nilpotent_map_ends_exactly():
+    """J moves each unit to the next, twentyfold: ‖Jᵏ‖ grows to 20⁷ before it is 0."""
+    j, g = jnp.diag(jnp.full(7, 20.0), 1), jnp.ones(8)
+    found = neumann(7)(lambda v: j.T @ v, g)
+    chex.assert_trees_all_close(found.value, jnp.linalg.solve(jnp.eye(8) - j.T, g), rtol=1e-12)
+
+
 def test_one_step_is_neumann_of_zero_terms_and_biased(network):
     args, f = network
     grad = lambda adjoint: jax.grad(loss_of(implicit(adjoint=adjoint, stop=TIGHT), f))(args)[0]

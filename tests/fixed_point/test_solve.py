@@ -6,7 +6,19 @@ import jax.numpy as jnp
 import optax
 import pytest
 
-from bptoolkit.fixed_point import Status, Stop, anderson, damped, picard, relaxation, solve, solvers
+from bptoolkit.fixed_point import (
+    Status,
+    Stop,
+    anderson,
+    broyden,
+    chebyshev,
+    damped,
+    implicit,
+    picard,
+    relaxation,
+    solve,
+    solvers,
+)
 
 TIGHT = Stop(rtol=1e-12)
 
@@ -150,6 +162,42 @@ def test_tolerances_below_float32_end_as_stalled_and_default_ones_do_not():
     start = jnp.zeros(16, jnp.float32)
     assert solve(f, start, picard(), Stop(rtol=1e-9, max_steps=100_000)).status == Status.STALLED
     assert solve(f, start, picard(), Stop(max_steps=100_000)).status == Status.CONVERGED
+
+
+@pytest.mark.parametrize("solver", [anderson(), None], ids=["anderson", "left out"])
+def test_a_fixed_point_at_zero_is_reached(solver):
+    """The residuals shrink until their squares are no float32 any more; nothing becomes NaN."""
+    j = 0.33 * jax.random.normal(jax.random.key(1), (6, 6), jnp.float32)
+    settled = implicit(solver)(lambda j, z: jnp.tanh(j @ z), j, jnp.ones(6, jnp.float32))
+    assert settled.status in (Status.CONVERGED, Status.STALLED)
+    assert jnp.abs(settled.value).max() < 1e-15
+
+
+@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16])
+@pytest.mark.parametrize("size", [1e-3, 0.1, 100.0])
+def test_anderson_takes_half_precision_of_any_size(dtype, size):
+    """z ↦ z/2 + c: squares of the residuals are beyond float16."""
+    c = (size * jnp.linspace(0.5, 1, 64)).astype(dtype)
+    settled = solve(lambda z: z / 2 + c, jnp.zeros(64, dtype), anderson())
+    assert settled.status == Status.CONVERGED
+    chex.assert_trees_all_close(settled.value.astype(float), 2 * c.astype(float), rtol=0.03)
+
+
+def test_small_steps_are_not_taken_for_a_singular_map():
+    """I − J is 1/2: at dt = 0.003 a step changes the residual by less than float32 can tell beside z."""
+    settled = solve(lambda z: 0.5 * z + 1, jnp.zeros(4, jnp.float32), relaxation(3e-3), Stop(max_steps=20_000))
+    assert settled.status == Status.CONVERGED
+    chex.assert_trees_all_close(settled.value, jnp.full(4, 2, jnp.float32), rtol=3e-4)
+
+
+def test_a_cycle_of_rounding_is_no_cycle():
+    settled = solve(jnp.cos, jnp.ones(3, jnp.float32), stop=Stop(rtol=1e-9))
+    assert settled.status == Status.STALLED
+
+
+@pytest.mark.parametrize("solver", [picard(), relaxation(), chebyshev(), anderson(), broyden()])
+def test_a_state_may_be_a_number(solver):
+    assert solve(jnp.cos, 1.0, solver).value == pytest.approx(0.7390851, rel=1e-5)
 
 
 def test_a_map_that_is_already_settled_takes_no_step():

@@ -169,3 +169,29 @@ def test_memory_grows_with_the_steps_or_with_their_root_or_not_at_all():
 def test_bad_input_gets_a_sentence(options, sentence):
     with pytest.raises(ValueError, match=sentence):
         unrolled(5, **options)
+
+
+def test_anderson_long_after_it_has_settled_has_the_gradient_at_the_fixed_point(network):
+    """Weights that are made of rounding carry no derivative; through them the gradient would be noise, or NaN."""
+    args, f = network
+    expected = gradient(implicit(), f, args)
+    for steps in (50, 150):
+        chex.assert_trees_all_close(gradient(unrolled(steps, anderson()), f, args), expected, rtol=1e-5, atol=1e-8)
+
+
+def test_what_has_settled_counts_as_settled_ever_after():
+    w = 0.3 * jax.random.normal(jax.random.key(0), (20, 20), jnp.float32)
+    b = jax.random.normal(jax.random.key(1), (200, 20), jnp.float32)
+    settle = lambda b: unrolled(50)(lambda b, z: jnp.tanh(w @ z / 3 + b), b, jnp.zeros(20, jnp.float32))
+    settled = jax.vmap(settle)(b)
+    assert (settled.status == Status.CONVERGED).all()
+    assert jnp.isfinite(settled.error).all()
+
+
+def test_a_number_may_be_settled_and_no_stop_be_said():
+    f = lambda a, z: a * jnp.cos(z)
+    for relax in (unrolled(40), implicit()):
+        value, grad, *_ = value_and_grad(lambda a, z: z, relax)(f, 0.9, 1.0, stop=None)
+        z = jax.lax.fori_loop(0, 200, lambda _, z: 0.9 * jnp.cos(z), 1.0)
+        assert float(value) == pytest.approx(float(z), rel=1e-5)
+        assert float(grad) == pytest.approx(float(jnp.cos(z) / (1 + 0.9 * jnp.sin(z))), rel=1e-4)

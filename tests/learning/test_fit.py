@@ -204,3 +204,18 @@ def test_what_cannot_be_trained_is_refused_with_a_sentence(clouds, key, change, 
     budget = {"steps": 2, "batch": 4} | {name: change[name] for name in ("steps", "batch") if name in change}
     with pytest.raises(ValueError, match=sentence):
         learning.fit(learner, clouds._replace(train=train_rows, test=test_rows), optax.sgd(0.1), key, **budget)
+
+
+def test_an_optimiser_that_goes_by_the_loss_is_told_it(clouds, key):
+    losses = learning.fit(learning.backprop(MODEL), clouds, optax.polyak_sgd(), key, steps=60, batch=None).curves.loss
+    assert losses[-1] < 0.5 * losses[0]
+
+
+def test_what_fit_cannot_do_is_refused(clouds, key):
+    with (
+        jax.numpy_dtype_promotion("standard"),  # optax's line search needs it
+        pytest.raises(ValueError, match=r"asks for more.*value_fn.*\n.*without a line search"),
+    ):
+        learning.fit(learning.backprop(MODEL), clouds, optax.lbfgs(), key, steps=2)
+    with pytest.raises(ValueError, match=r"fit trains a learner, got Model. Write fit\(backprop\(model\), …\)"):
+        learning.fit(MODEL, clouds, optax.sgd(0.1), key, steps=2)

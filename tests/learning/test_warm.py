@@ -88,3 +88,13 @@ def test_training_ends_at_the_same_weights_in_fewer_steps():
 def test_what_cannot_be_warm_is_refused(make, sentence):
     with pytest.raises(ValueError, match=sentence):
         make()
+
+
+def test_a_row_without_a_number_settles_from_zero(batch):
+    """Generated rows have the index −1, which must not be taken for the last row."""
+    params = MODEL.init(jax.random.key(1))
+    last = batch._replace(index=jnp.array([4, 1, 5]))
+    memory = GRADIENT(fresh(), params, last, jax.random.key(2))[2]
+    steps = lambda index: GRADIENT(memory, params, last._replace(index=index), jax.random.key(2))[1].forward.steps[2]
+    assert steps(jnp.array([4, 1, 5])) <= 3
+    assert steps(jnp.array([4, 1, -1])) > 5

@@ -6,8 +6,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bptoolkit.fixed_point import Status, Stop, dense, implicit, new_probe, unrolled
-from bptoolkit.models import equilibrium, hopfield_cell, rate_cell
+from bptoolkit.fixed_point import Status, Stop, dense, implicit, new_probe, picard, unrolled
+from bptoolkit.learning import backprop
+from bptoolkit.models import equilibrium, hopfield_cell, mlp, rate_cell
 from bptoolkit.types import Cell
 
 CELLS = {"rate": rate_cell, "hopfield": hopfield_cell}
@@ -114,3 +115,20 @@ def test_a_state_may_be_a_tree(key):
     )
     logits = equilibrium(cell, TIGHT).apply({"m": jnp.array(m)}, jnp.array(b))[0]
     np.testing.assert_allclose(logits, np.linalg.solve(np.eye(2) - m, b), atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("make", "sentence"),
+    [
+        (lambda: equilibrium(mlp(4, 5, 3)), "equilibrium needs a Cell, got Model"),
+        (
+            lambda: equilibrium(rate_cell(4, 5, 3), picard()),
+            r"what implicit\(…\) or unrolled.*got a solver",
+        ),
+        (lambda: equilibrium(rate_cell(4, 5, 3), implicit), "got that function itself"),
+        (lambda: backprop(rate_cell(4, 5, 3)), "backprop needs a Model, got Cell"),
+    ],
+)
+def test_parts_in_the_wrong_place_are_refused(make, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        make()
