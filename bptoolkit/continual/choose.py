@@ -16,6 +16,7 @@ from bptoolkit.continual.experiment import Experiment
 from bptoolkit.continual.lanes import Grid
 from bptoolkit.continual.layout import Layout
 from bptoolkit.continual.metrics import average_accuracy
+from bptoolkit.continual.programs import numbers_read
 from bptoolkit.continual.run import run_grid
 from bptoolkit.continual.streams import Indices, Stream, View
 from bptoolkit.types import Key
@@ -57,11 +58,16 @@ def choose(
         layout: as for `run`.
 
     Raises:
-        ValueError: as `held_out` and `run_grid`; or every point has a seed that diverged.
+        ValueError: as `held_out` and `run_grid`; a number that neither learner nor optimiser reads; a score that is
+            NaN everywhere; or every point has a seed that diverged.
     """
+    if unread := sorted(set(grid) - numbers_read(experiment)):
+        raise ValueError(f"Nothing reads {', '.join(unread)}: make learner or optimizer a function of hyper that does.")
     stream = held_out(experiment.stream, every, tasks)
     results = run_grid(replace(experiment, stream=stream), grid, key, seeds, layout=layout)
     scores = {point: np.where(result.finite.all(1), score(result), np.nan) for point, result in results.items()}
+    if all(result.finite.all() and np.isnan(scores[point]).all() for point, result in results.items()):
+        raise ValueError(f"The score must be a number, got NaN everywhere: is it defined for {stream.tasks} tasks?")
     means = np.array([values.mean() for values in scores.values()])
     if np.isnan(means).all():
         raise ValueError("A choice needs a point at which no seed diverges, got none. Try smaller rates or strengths.")

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Int
 
 from bptoolkit import trees
-from bptoolkit.continual.nesting import adding
+from bptoolkit.continual.nesting import adding, require_mixable
 from bptoolkit.continual.readout import readout
 from bptoolkit.continual.streams import Stream
 from bptoolkit.continual.views import by_task, choose_rows, require_told
@@ -29,7 +29,11 @@ def joint(learner: Learner) -> Learner:
 
     Row k of its accuracies belongs to a net of its own, as `metrics.intransigence` asks; the last row is the usual
     "joint" figure.  With T tasks it costs (T + 1)/2 times what `naive` does.
+
+    Raises:
+        ValueError: a strategy inside that isolates tasks.
     """
+    require_mixable(learner, "joint")
     together = Curriculum(sources=lambda tasks, k: tasks <= k, rounds=lambda k: k + 1, fresh=True)
     return learner._replace(curriculum=together)
 
@@ -39,7 +43,11 @@ def cumulative(learner: Learner) -> Learner:
 
     All rows are kept, so nothing is saved but the start: where it stays below `joint`, what was learned first is in
     the way (Ash & Adams 2020, NeurIPS, "On warm-starting").  It costs what `joint` does.
+
+    Raises:
+        ValueError: a strategy inside that isolates tasks.
     """
+    require_mixable(learner, "cumulative")
     return learner._replace(curriculum=Curriculum(sources=lambda tasks, k: tasks <= k, rounds=lambda k: k + 1))
 
 
@@ -130,6 +138,8 @@ def separate(learner: Learner) -> Learner:
         curriculum=OWN_ROWS._replace(reset_optimizer=True),
         view=None if view is None else lambda memory, params, task: view(memory.inner, params, task),
         free=None if free is None else lambda memory, params: free(memory.inner, params),
+        alone=True,
+        looks_on=True,  # its answers come from weights of its own
     )
 
 

@@ -28,6 +28,7 @@ from bptoolkit.continual.buffers import (
     weigh,
 )
 from bptoolkit.continual.nesting import around
+from bptoolkit.continual.strengths import check_nonnegative
 from bptoolkit.learning.learner import Learner, Strategy, StreamSpec
 from bptoolkit.types import Batch, Info, Key, Memory, Params, PyTree
 
@@ -75,8 +76,8 @@ def der_plus_plus(capacity: int, alpha: Strength, beta: Strength, rows: int | No
 def _dark(capacity: int, alpha: Strength, beta: Strength | None, rows: int | None) -> Strategy:
     check_positive(capacity=capacity, rows=rows)
     for name, value in (("alpha", alpha), ("beta", beta)):
-        if isinstance(value, int | float) and not value >= 0:
-            raise ValueError(f"{name} must be at least 0, got {value}. Take 0 for no pull.")
+        if value is not None:
+            check_nonnegative(name, value)
 
     def strategy(learner: Learner) -> Learner:
         def init(params: Params, spec: StreamSpec, key: Key) -> Dark:

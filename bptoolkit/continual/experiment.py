@@ -76,7 +76,14 @@ class Experiment:
 
     def build(self, hyper: Hyper) -> tuple[Learner, optax.GradientTransformation]:
         """The learner and the optimiser for these numbers."""
-        learner = self.learner if isinstance(self.learner, Learner) else self.learner(hyper)
+        learner = self.learner
+        if not isinstance(learner, Learner):
+            learner = self.learner(hyper) if callable(self.learner) else self.learner
+        if not isinstance(learner, Learner):
+            raise ValueError(
+                f"learner must be a Learner, or make one of hyper, got {type(learner).__name__}. "
+                "Write ewc(10.0)(backprop(model)), or lambda hyper: ewc(hyper['strength'])(backprop(model))."
+            )
         if isinstance(self.optimizer, optax.GradientTransformation):
             return learner, self.optimizer
         return learner, self.optimizer(hyper)

@@ -12,7 +12,7 @@ import optax
 
 from bptoolkit import trees
 from bptoolkit.continual.buffers import Buffer, check_positive, draw, keep, new_buffer, of_each_class
-from bptoolkit.continual.nesting import around
+from bptoolkit.continual.nesting import around, require_mixable
 from bptoolkit.learning.fit import Progress, train
 from bptoolkit.learning.learner import Learner, Strategy, StreamSpec, Task
 from bptoolkit.types import Batch, Info, Key, Memory, Params, PyTree
@@ -42,12 +42,14 @@ def gdumb(
         optimizer: of the new net; `optax.adam(1e-3)` if left out.
 
     Raises:
-        ValueError: a size below one.
+        ValueError: a size below one; a strategy inside that isolates tasks.
     """
     check_positive(per_class=per_class, steps=steps, batch=batch)
     optimizer = optax.adam(1e-3) if optimizer is None else optimizer
 
     def strategy(learner: Learner) -> Learner:
+        require_mixable(learner, "gdumb")
+
         def init(params: Params, spec: StreamSpec, key: Key) -> Sample:
             inner = learner.init(params, spec, key)
             return Sample(inner, inner, new_buffer((), spec, spec.classes_per_task * per_class))

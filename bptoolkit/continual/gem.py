@@ -17,6 +17,7 @@ from bptoolkit.continual.buffers import Buffer, check_positive, check_room, new_
 from bptoolkit.continual.nesting import around
 from bptoolkit.continual.nonnegative import minimise_above
 from bptoolkit.continual.rehearse import remembering, stored_rows
+from bptoolkit.continual.strengths import check_nonnegative
 from bptoolkit.learning.learner import Learner, Strategy, StreamSpec, Task
 from bptoolkit.types import Batch, Info, Key, Memory, Params, PyTree
 
@@ -42,6 +43,7 @@ def agem(
     Reference: Chaudhry et al. (2019), ICLR, "Efficient lifelong learning with A-GEM".
     """
     check_positive(per_class=per_class, rows=rows)
+    check_nonnegative("epsilon", epsilon)
     stored = stored_rows(epochs, per_task)
 
     def strategy(learner: Learner) -> Learner:
@@ -92,8 +94,8 @@ def gem(per_task: int, *, margin: Float[Array, ""] | float = 0.5, ridge: float =
     Reference: Lopez-Paz & Ranzato (2017), NeurIPS.  They keep a task's last rows; in random order these are random.
     """
     check_positive(per_task=per_task)
-    if isinstance(margin, int | float) and not margin >= 0:
-        raise ValueError(f"margin must be at least 0, got {margin}.")
+    check_nonnegative("margin", margin)
+    check_nonnegative("ridge", ridge)
 
     def strategy(learner: Learner) -> Learner:
         def init(params: Params, spec: StreamSpec, key: Key) -> Episodes:

@@ -143,7 +143,7 @@ def hat(
 
         steps = {"after_step": after_step, "start_task": start_task, "end_task": end_task}
         outer = adding(learner, init, **steps, free=free, looks_on=False)
-        return answers_by_view(outer, learner, own_view)._replace(gradient=gradient)
+        return answers_by_view(outer, learner, own_view)._replace(gradient=gradient, alone=True)
 
     return strategy
 

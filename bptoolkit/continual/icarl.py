@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
+from bptoolkit.continual import strengths
 from bptoolkit.continual.buffers import check_positive, counted, new_buffer
 from bptoolkit.continual.diagnose import class_means, features, nearest, unit
 from bptoolkit.continual.nesting import around
@@ -57,8 +58,7 @@ def icarl(per_class: int, *, temperature: Float[Array, ""] | float = 2.0) -> Str
             share their outputs.
     """
     check_positive(per_class=per_class)
-    if isinstance(temperature, int | float) and not temperature > 0:
-        raise ValueError(f"temperature must be above 0, got {temperature}.")
+    strengths.check_positive("temperature", temperature)
 
     def strategy(learner: Learner) -> Learner:
         _check_learner(learner)

@@ -12,7 +12,7 @@ from jaxtyping import Array, Bool, Float, Int
 from bptoolkit.continual.gates import Gates, hidden_units, scale_units
 from bptoolkit.continual.nesting import adding
 from bptoolkit.continual.readout import readout
-from bptoolkit.continual.views import answers_by_view, require_inside, require_told, through_view
+from bptoolkit.continual.views import require_inside, require_told, through_view
 from bptoolkit.learning.learner import Learner, Strategy, StreamSpec
 from bptoolkit.types import Batch, Key, Memory, Params, PyTree
 
@@ -103,7 +103,7 @@ def packnet(keep: float | None = None, *, retrain: float = 1 / 3) -> Strategy:
 
     Raises:
         ValueError: a share out of its range; a stream that does not tell the task at test time; a model that does not
-            show its hidden units.
+            show its hidden units; a penalty or rehearsal inside.
 
     Reference: Mallya & Lazebnik (2018), CVPR.
     """
@@ -113,6 +113,8 @@ def packnet(keep: float | None = None, *, retrain: float = 1 / 3) -> Strategy:
         raise ValueError(f"retrain must be in [0, 1), got {retrain}.")
 
     def strategy(learner: Learner) -> Learner:
+        require_inside(learner, "packnet")
+
         def init(inner: Memory, params: Params, spec: StreamSpec, key: Key) -> Packed:
             require_told(spec, "packnet")
             hidden_units(learner.model, params, "packnet")
@@ -147,7 +149,7 @@ def packnet(keep: float | None = None, *, retrain: float = 1 / 3) -> Strategy:
             return jax.tree.map(seen, params, memory.owner, memory.out)
 
         outer = adding(learner, init, after_step=after_step, start_task=start_task, free=free, looks_on=False)
-        return answers_by_view(outer, learner, own_view)
+        return through_view(outer._replace(alone=True), learner, own_view)
 
     return strategy
 

@@ -79,8 +79,10 @@ def forward_transfer(result: Any, untrained: Any = None) -> np.ndarray:
     b = getattr(result, "untrained", None) if untrained is None else untrained
     if r.shape[-1] < 2 or b is None:
         return _undefined(r)
-    before = np.diagonal(r, offset=1, axis1=-2, axis2=-1)
-    return (before - np.asarray(b)[..., 1:]).mean(-1)
+    before, b = np.diagonal(r, offset=1, axis1=-2, axis2=-1), np.asarray(b)
+    if b.shape[-1:] != r.shape[-1:] or b.shape[:-1] not in ((), r.shape[:-2]):
+        raise ValueError(f"untrained must have one accuracy a task, {r.shape[:-2] + r.shape[-1:]}, got {b.shape}.")
+    return (before - b[..., 1:]).mean(-1)
 
 
 def intransigence(result: Any, joint: Any) -> np.ndarray:
@@ -90,9 +92,15 @@ def intransigence(result: Any, joint: Any) -> np.ndarray:
         result: of the learner in question.
         joint: of the same seeds under the strategy `joint`.
 
+    Raises:
+        ValueError: other seeds or tasks.
+
     Reference: Chaudhry et al. (2018), ECCV, definition 2; the paper's I_k is one term.
     """
-    return (_diagonal(_matrix(joint)) - _diagonal(_matrix(result))).mean(-1)
+    above, own = _matrix(joint), _matrix(result)
+    if above.shape != own.shape:
+        raise ValueError(f"joint must be of the same seeds and tasks, {own.shape}, got {above.shape}.")
+    return (_diagonal(above) - _diagonal(own)).mean(-1)
 
 
 def minimum_accuracy(result: Any, ends: Any = None) -> np.ndarray:

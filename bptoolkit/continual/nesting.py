@@ -13,7 +13,7 @@ from jaxtyping import Array, Int
 from bptoolkit.learning.learner import Learner, StreamSpec, Task
 from bptoolkit.types import Batch, Info, Key, Memory, Model, Params, PyTree
 
-__all__ = ["adding", "around", "as_far_as", "seen_in"]
+__all__ = ["adding", "around", "as_far_as", "require_learner", "require_mixable", "seen_in"]
 
 
 def around(
@@ -31,6 +31,7 @@ def around(
 
     `looks_on` is as in `Learner`: False for what goes by the gradient alone, and so may be inside of a view.
     """
+    require_learner(learner)
     view, free = learner.view, learner.free
 
     def after_inside(memory: Any, before: Params, after: Params, opt_state, batch: Batch, key: Key):
@@ -83,10 +84,11 @@ def adding(
         rows: what the learner inside is given in place of the batch.
         adjust: of (memory, params, gradient of the one inside, batch): the gradient, and the memory.
         after_step, start_task, end_task: as in `Learner`; run after those of the one inside, on what they left.
-        free: as in `Learner`, of what is held here: a step of the optimiser, and the start of a task, change a weight
-            so far and no further.  What is held inside is held against this strategy's own changes, too.
+        free: as in `Learner`, of what is held here: a step of the optimiser, and start and end of a task inside,
+            change a weight so far and no further.  What is held inside is held against this strategy's own changes.
         looks_on: as in `Learner`.
     """
+    require_learner(learner)
     free_inside = learner.free
 
     def call_init(params: Params, spec: StreamSpec, key: Key):
@@ -126,9 +128,14 @@ def adding(
 
     def call_end_task(memory, params: Params, task: Task, key: Key):
         inner_key, own_key = jax.random.split(key)
-        params, inner = learner.end_task(memory.inner, params, task, inner_key)
+        ended, inner = learner.end_task(memory.inner, params, task, inner_key)
         memory = memory._replace(inner=inner)
-        return (params, memory) if end_task is None else end_task(memory, params, task, own_key)
+        if free is not None:
+            ended = as_far_as(free(memory, params), params, ended)
+        if end_task is None:
+            return ended, memory
+        own, memory = end_task(memory, ended, task, own_key)
+        return held_inside(memory, ended, own), memory
 
     def held_inside(memory, before: Params, after: Params) -> Params:
         return after if free_inside is None else as_far_as(free_inside(memory.inner, before), before, after)
@@ -153,6 +160,23 @@ def adding(
         return jax.tree.map(both, params, mine, free_inside(memory.inner, params))
 
     return outer._replace(free=free_in_both)
+
+
+def require_learner(learner: Any) -> None:
+    """Raise where a strategy was put around something else than a learner."""
+    if not isinstance(learner, Learner):
+        hint = " Make one of a model by a rule: backprop(model)." if isinstance(learner, Model) else ""
+        raise ValueError(f"A strategy goes around a learner, got {type(learner).__name__}.{hint}")
+
+
+def require_mixable(learner: Learner, name: str) -> None:
+    """Raise where what is inside has to be trained on one task at a time."""
+    require_learner(learner)
+    if learner.alone:
+        raise ValueError(
+            f"{name} trains on rows of several tasks at once, which what is inside cannot: packnet, hat and separate "
+            f"give each task a part of the net while it is trained alone.\nWrite {name}(rule), or take xdg."
+        )
 
 
 def as_far_as(free: PyTree, before: Params, after: Params) -> Params:

@@ -11,7 +11,7 @@ from jax import lax
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, Int
 
-from bptoolkit.continual.nesting import adding, seen_in
+from bptoolkit.continual.nesting import adding, require_learner, seen_in
 from bptoolkit.learning.learner import Learner, Strategy, StreamSpec, Task
 from bptoolkit.learning.sampling import shuffled
 from bptoolkit.types import Batch, Key, Memory, Params
@@ -38,7 +38,8 @@ def ogd(per_task: int) -> Strategy:
         per_task: rows of each task, drawn without replacement; fewer where a task has fewer.
 
     Raises:
-        ValueError: less than one row.
+        ValueError: less than one row; a strategy inside that holds weights (`packnet`, `hat`, `random_features`): a
+            projection that is undone in part is none.  Put around ogd, they do undo it.
 
     Reference: Farajtabar, Azizan, Mott & Li (2020), AISTATS, "OGD-GTL".
     """
@@ -46,6 +47,10 @@ def ogd(per_task: int) -> Strategy:
         raise ValueError(f"per_task must be at least 1, got {per_task}.")
 
     def strategy(learner: Learner) -> Learner:
+        require_learner(learner)
+        if learner.free is not None:
+            raise ValueError("ogd projects a step in all weights, got a strategy inside of it that holds some of them.")
+
         def init(inner: Memory, params: Params, spec: StreamSpec, key: Key) -> Directions:
             flat = ravel_pytree(params)[0]
             return Directions(inner, jnp.zeros((spec.tasks * per_task, flat.shape[0]), flat.dtype))

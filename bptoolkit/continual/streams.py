@@ -67,7 +67,7 @@ def split(dataset: Dataset, classes_per_task: int, scenario: Scenario = "class",
     Raises:
         ValueError: fewer classes than one task needs, an empty class, an unknown scenario, a bad data set.
     """
-    _check(dataset, scenario)
+    dataset = _checked(dataset, scenario)
     if not 1 <= classes_per_task <= dataset.classes:
         raise ValueError(
             f"classes_per_task must be in 1 … {dataset.classes}, the classes of the data set, got {classes_per_task}."
@@ -236,7 +236,7 @@ def _gather_classes(part: _Classes, dealt: Int[Array, "tasks per"]) -> View:
 
 def _whole(dataset: Dataset, tasks: int, scenario: Scenario, transform: Callable[[Key], dict]) -> Stream:
     """Every task holds all rows; `transform` draws how each task shows them."""
-    _check(dataset, scenario)
+    dataset = _checked(dataset, scenario)
     if tasks < 1:
         raise ValueError(f"tasks must be at least 1, got {tasks}.")
     classes = dataset.classes
@@ -284,9 +284,12 @@ def _sources(shape: tuple[int, ...], angle: Float[Array, ""]) -> Float[Array, "2
     return jnp.tensordot(jnp.array([[c, s], [-s, c]]), grid - middle[:, None, None], 1) + middle[:, None, None]
 
 
-def _check(dataset: Dataset, scenario: str) -> None:
+def _checked(dataset: Dataset, scenario: str) -> Dataset:
+    """The data set, its rows as arrays of JAX, which a compiled program can look into."""
     check(dataset)
     if dataset.train.y.ndim != 1:
         raise ValueError(f"A stream needs class numbers, got train.y of shape {dataset.train.y.shape}.")
     if scenario not in get_args(Scenario):
         raise ValueError(f'scenario must be "class", "domain" or "task", got {scenario!r}.')
+    arrays = lambda rows: jax.tree.map(jnp.asarray, rows)
+    return dataset._replace(train=arrays(dataset.train), test=arrays(dataset.test))

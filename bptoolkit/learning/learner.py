@@ -78,6 +78,7 @@ class Learner(NamedTuple):
     loss: whose gradient is followed, for strategies that need to know; None where there is none, or it is not told.
     free: (memory, params) -> how far each weight may be changed now, from 0 (not at all) to 1, or bools, like params;
         None where all may.  A strategy that changes weights by itself goes by it.
+    alone: whether it has to be trained on one task at a time, as what gives each task a part of the net.
     looks_on: whether it looks at weights or rows beside its gradient, as penalties and rehearsal do: what gives tasks
         a view of their own has to be inside of it, not around it.
     """
@@ -95,6 +96,7 @@ class Learner(NamedTuple):
     view: Callable[[Memory, Params, Int[Array, ""]], Params] | None = None
     loss: Callable[..., Float[Array, ""]] | None = None
     free: Callable[[Memory, Params], PyTree] | None = None
+    alone: bool = False
     looks_on: bool = False
 
 

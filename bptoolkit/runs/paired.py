@@ -2,7 +2,7 @@
 
 d[s] = m_B[s] − m_A[s] for a metric m and every seed s that both runs finished.  A seed's stream, initial weights and
 batches are drawn from the key and its number: with one key and experiment, a pair shares what chance decided, and d
-varies less than either run.  Where the keys differ there are no pairs, and no difference is given.
+varies less than either run.  Where the keys, or the tasks, differ there are no pairs, and no difference is given.
 """
 
 import itertools
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Side", "compare", "load_sides", "settings_that_differ"]
 
+STREAM = ("dataset", "classes_per_task", "tasks", "limit")  # fields of a configuration that decide what is learned
 Row = dict[str, Any]
 Where = tuple[str, str, str]  # scenario, net, strategy
 
@@ -116,6 +117,11 @@ def not_the_same_draws(first: Side, other: Side) -> str | None:
         one, two = (side.config.get(name) for side in (first, other))
         if one != two:
             return f"no pairs: {name} {one} in {first.letter}, {two} in {other.letter}"
+    fields = [side.config.get("config") or {} for side in (first, other)]
+    for name in STREAM:
+        one, two = (side.get(name) for side in fields)
+        if one != two:
+            return f"no pairs: {name.replace('_', ' ')} {one} in {first.letter}, {two} in {other.letter}"
     return None
 
 

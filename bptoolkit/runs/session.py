@@ -115,6 +115,9 @@ def carry_out(
     for name, experiment in experiments.items():
         _check_name(name)
         experiment.check()
+    counts = {name: experiment.stream.tasks for name, experiment in experiments.items()}
+    if len(set(counts.values())) > 1:
+        raise ValueError(f"All experiments of a run need the same number of tasks, got {counts}. Make a run of each.")
     check_memory(experiments, len(seed_numbers(config["seeds"])))
     if not is_leader():
         with enough_memory():

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from bptoolkit.continual.experiment import Experiment
+from bptoolkit.runs.fields import check_fields
 from bptoolkit.runs.processes import is_leader
 from bptoolkit.runs.record import AXES, RunError, first_line, load_dataset, run_name, save_dataset, write_json
 from bptoolkit.runs.summary import complete, interval
@@ -65,7 +66,8 @@ def plan(define: Define, config: Any, over: Mapping[str, Sequence[Any]]) -> Plan
         over: names of fields, and the values of each.
 
     Raises:
-        ValueError: no field, no field of that name, one that is an axis of every result already, a value twice.
+        ValueError: no field, no field of that name, one that is an axis of every result already, a value twice; a
+            traced value out of its field's range.
     """
     known = [field.name for field in fields(config)]
     if not over:
@@ -78,7 +80,11 @@ def plan(define: Define, config: Any, over: Mapping[str, Sequence[Any]]) -> Plan
         if len({label(value) for value in values}) < len(values) or not values:
             raise ValueError(f"A sweep needs different values of {name}, at least one, got {list(values)}.")
     hypers = [experiment.hyper for experiment in define(config).values()]
-    traced = tuple(name for name in over if all(hyper.get(name) == getattr(config, name) for hyper in hypers))
+    held = lambda name, hyper: name in hyper and hyper[name] == getattr(config, name)
+    traced = tuple(name for name in over if all(held(name, hyper) for hyper in hypers))
+    for name in traced:
+        for value in over[name]:
+            check_fields(replace(config, **{name: value}))
     static = [name for name in over if name not in traced]
     chosen = [dict(zip(static, values, strict=True)) for values in itertools.product(*(over[name] for name in static))]
     return Plan(over, traced, tuple(Cell(values, replace(config, **values)) for values in chosen))
@@ -122,6 +128,11 @@ def sweep(
     failed = {named(state["cell"]): state["error"] for state in states if state["error"]}
     if not found:
         raise RunError(f"Every cell of the sweep failed, the first with: {next(iter(failed.values()))}")
+    if len(counts := sorted({one.sizes["on"] for one in found})) > 1:
+        raise RunError(
+            f"All cells of a sweep need the same number of tasks, got {' and '.join(map(str, counts))}: their averages "
+            f"cannot be compared. Sweep over that field in runs of their own; the cells are in {folder / 'cells'}."
+        )
     results = whole(found, asked.over).assign_attrs(over=list(asked.over), failed=list(failed.values()))
     if is_leader():
         save_dataset(folder / SWEEP, results)

@@ -121,3 +121,13 @@ def test_what_cannot_be_held_out_is_refused(stream):
     for every in (1, 1000):
         with pytest.raises(ValueError, match=r"every must be in 2 … \d+.*got 1"):
             cl.held_out(stream, every=every)
+
+
+def test_a_number_that_nothing_reads_is_not_chosen(stream):
+    rule = learning.backprop(mlp(4, 3, stream.outputs))
+    experiment = cl.Experiment(stream, cl.ewc(1.0)(rule), optax.sgd(0.1), 2, batch=4, hyper={"strength": 1.0})
+    with pytest.raises(ValueError, match="Nothing reads strength"):
+        cl.choose(experiment, {"strength": [1.0, 10.0]}, jax.random.key(0))
+    read = replace(experiment, learner=lambda hyper: cl.ewc(hyper["strength"])(rule))
+    with pytest.raises(ValueError, match="The score must be a number, got NaN everywhere"):
+        cl.choose(read, {"strength": [1.0]}, jax.random.key(0), 2, tasks=1, score=cl.backward_transfer)

@@ -117,6 +117,37 @@ def test_random_features_stay_where_weights_are_renewed_inside_or_outside(clouds
     assert not np.array_equal(alone.run()[-1].progress.params[0]["w"], alone.begin().params[0]["w"])
 
 
+@pytest.mark.parametrize("isolating", [cl.packnet(), cl.hat(), cl.separate], ids=["packnet", "hat", "separate"])
+@pytest.mark.parametrize(
+    "mixing", [cl.joint, cl.cumulative, cl.gdumb(2, steps=1)], ids=["joint", "cumulative", "gdumb"]
+)
+def test_what_isolates_tasks_is_not_trained_on_several_at_once(mixing, isolating):
+    with pytest.raises(ValueError, match="rows of several tasks at once, which what is inside cannot"):
+        mixing(isolating(learning.backprop(MODEL)))
+
+
+@pytest.mark.parametrize("gating", [cl.xdg(), cl.hat(), cl.packnet()])
+def test_separate_nets_are_not_gated_from_outside(gating):
+    with pytest.raises(ValueError, match="must be inside of penalties and rehearsal"):
+        gating(cl.separate(learning.backprop(MODEL)))
+
+
+def test_features_stay_when_a_task_ends_too(clouds, drive):
+    """GDumb draws a new net at the end of each task."""
+    driven = drive(
+        cl.random_features(cl.gdumb(2, steps=3, optimizer=optax.sgd(0.1))(learning.backprop(MODEL))), clouds()
+    )
+    start, stages = driven.begin(), driven.run()
+    np.testing.assert_array_equal(stages[-1].progress.params[0]["w"], start.params[0]["w"])
+
+
+def test_a_strategy_goes_around_a_learner():
+    with pytest.raises(ValueError, match=r"A strategy goes around a learner, got Model. Make one .* backprop\(model\)"):
+        cl.ewc(1.0)(MODEL)
+    with pytest.raises(ValueError, match="ogd projects a step in all weights"):
+        cl.ogd(2)(cl.random_features(learning.backprop(MODEL)))
+
+
 def test_what_two_strategies_hold_is_held_by_both(clouds, drive):
     """Packnet inside of random features: a weight is free where both leave it free."""
     learner = cl.random_features(cl.packnet()(learning.backprop(MODEL)))

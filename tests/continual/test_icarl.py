@@ -101,7 +101,7 @@ def test_streams_and_models_that_cannot_serve_are_refused(clouds_by_task):
         learner.init(learner.model.init(jax.random.key(0)), spec(shared), jax.random.key(0))
     for build, sentence in (
         (lambda: cl.icarl(0), "per_class must be at least 1"),
-        (lambda: cl.icarl(2, temperature=0.0), "temperature must be above 0"),
+        (lambda: cl.icarl(2, temperature=0.0), "temperature must be positive"),
         (lambda: cl.icarl(2)(cl.xdg(0.5)(RULE)), "tasks see other weights"),
         (lambda: cl.icarl(2)(learning.backprop(MODEL, learning.squared_error)), "got a learner of squared_error"),
         (lambda: cl.icarl(2)(learning.backprop(mlp(4, 6))), "Features need a model with a hidden layer"),

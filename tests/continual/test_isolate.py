@@ -237,11 +237,22 @@ def test_what_is_renewed_leaves_units_under_attention(renewed, order, clouds, dr
     assert not same[4:].any()
 
 
-@pytest.mark.parametrize("outer", [cl.xdg(), cl.hat()])
+@pytest.mark.parametrize("outer", [cl.xdg(), cl.hat(), cl.packnet()])
 @pytest.mark.parametrize("inner", [cl.replay(2), cl.ewc(1.0), cl.lwf(), lambda rule: cl.redo()(cl.si(1.0)(rule))])
 def test_what_looks_on_is_refused_inside_of_a_view(outer, inner):
     with pytest.raises(ValueError, match=r"must be inside of penalties and rehearsal.*\nWrite replay\(20\)"):
         outer(inner(learning.backprop(STATIC)))
+
+
+def test_rehearsed_rows_train_the_weights_that_their_task_sees(packed):
+    """Rows of the first task, in the second: no gradient to weights that are free, and none of the first task sees."""
+    driven, stages = packed
+    memory = stages[0].progress.memory._replace(current=jnp.int32(1), step=jnp.int32(0))
+    gradient = jax.jit(driven.learner.gradient)
+    for task, some in ((0, False), (1, True)):
+        found = gradient(memory, stages[0].progress.params, driven.rows(task), jax.random.key(0))[0]
+        free = np.asarray(memory.owner[0]["w"] == 0)
+        assert np.any(np.asarray(found[0]["w"])[free]) == some
 
 
 def test_naive_training_changes_what_packnet_keeps(packed, clouds, drive):

@@ -142,6 +142,16 @@ def test_a_matrix_that_is_not_square_is_refused(metric, shape):
         metric(np.zeros(shape))
 
 
+def test_matrices_of_other_seeds_or_tasks_are_refused():
+    r = np.full((5, 3, 3), 0.5)
+    for joint in (r[:1], r[:3], r[:, :2, :2], r[0]):
+        with pytest.raises(ValueError, match=r"joint must be of the same seeds and tasks, \(5, 3, 3\), got"):
+            cl.intransigence(r, joint)
+    for untrained in (np.zeros((4, 3)), np.zeros(2)):
+        with pytest.raises(ValueError, match=r"one accuracy a task, \(5, 3\), got"):
+            cl.forward_transfer(r, untrained)
+
+
 def test_any_leading_axes_are_kept():
     r = np.random.default_rng(0).random((2, 5, 3, 3))
     for metric in SINGLE:

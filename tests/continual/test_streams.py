@@ -256,6 +256,16 @@ def one_hot(dataset):
     return dataset._replace(train=vectors(dataset.train), test=vectors(dataset.test))
 
 
+@pytest.mark.parametrize("make", [partial(cl.split, classes_per_task=2), partial(cl.permuted, tasks=2)])
+def test_arrays_of_numpy_serve_as_well(make):
+    x, y = np.arange(24.0).reshape(8, 3), np.array([0, 1, 2, 3] * 2)
+    plain = make(Dataset(Rows(x, y), Rows(x, y), 4))
+    same = make(Dataset(Rows(jnp.array(x), jnp.array(y)), Rows(jnp.array(x), jnp.array(y)), 4))
+    dealt = jax.jit(lambda key, task: gather(plain.data.train, 1.0, plain.draw(key), task, jnp.arange(3)))
+    expected = gather(same.data.train, 1.0, same.draw(jax.random.key(0)), jnp.zeros(3, int), jnp.arange(3))
+    np.testing.assert_array_equal(dealt(jax.random.key(0), jnp.zeros(3, int)).x, expected.x)
+
+
 def test_a_class_without_test_rows_is_refused():
     lopsided = data.gaussian_classes(jax.random.key(0), 3, 4, 2, test_rows=[2, 0, 2])
     with pytest.raises(ValueError, match="test has none of class 1"):

@@ -73,7 +73,12 @@ def test_seeds_are_paired_by_number_and_missing_ones_are_said(tmp_path, results)
 
 
 @pytest.mark.parametrize(
-    ("changed", "reason"), [({"key": 1}, "key 0 in A, 1 in B"), ({"experiment": "x.y"}, "x.y in B")]
+    ("changed", "reason"),
+    [
+        ({"key": 1}, "key 0 in A, 1 in B"),
+        ({"experiment": "x.y"}, "x.y in B"),
+        ({"config": {"classes_per_task": 5}}, "classes per task None in A, 5 in B"),
+    ],
 )
 def test_seeds_of_other_draws_are_no_pairs(tmp_path, results, changed, reason):
     folders = [folder_of(tmp_path / "a", results[0]), folder_of(tmp_path / "b", results[1], **changed)]

@@ -13,6 +13,7 @@ import xarray
 from bptoolkit import continual as cl
 from bptoolkit import data, learning, models, runs
 from bptoolkit.continual.programs import numbers_read
+from bptoolkit.runs.fields import Amount
 from bptoolkit.runs.sweep import best, load_sweep, plan, sweep, undecided
 
 OVER = {"rate": [0.1, 0.4], "units": [3, 5], "decay": [0.0, 0.3]}
@@ -21,9 +22,10 @@ RECORD = {"experiment": "tiny", "seeds": 2, "key": 0}
 
 @dataclass(frozen=True)
 class Config:
-    rate: float = 0.1
+    rate: Amount = 0.1
     decay: float = 0.0
     units: int = 3
+    per_task: int | None = None  # classes
     scenario: str = "class"
 
 
@@ -42,7 +44,7 @@ def define(config):
     clouds = data.gaussian_classes(jax.random.key(1), 4, (5, 7, 2, 6), 4, test_rows=8)
     learner = learning.backprop(models.mlp(4, config.units, 4))
     make = lambda learn: cl.Experiment(
-        cl.split(clouds, 2),
+        cl.split(clouds, config.per_task or 2),
         learn,
         lambda hyper: optax.sgd(hyper["rate"]),
         steps=2,
@@ -77,6 +79,22 @@ def test_a_number_that_an_experiment_changes_is_not_taken_for_traced():
     """Negative control: hyper holds another value than the field, so the field must be defined anew."""
     halved = lambda config: define(replace(config, rate=config.rate / 2))
     assert plan(halved, Config(), {"rate": [0.1, 0.4]}).traced == ()
+
+
+def test_a_field_left_out_is_not_taken_for_traced():
+    """None, which no experiment holds as a number, is a value of its own."""
+    asked = plan(define, Config(), {"per_task": [None, 1]})
+    assert asked.grid == {}
+    assert [cell.config.per_task for cell in asked.cells] == [None, 1]
+
+
+def test_cells_of_different_numbers_of_tasks_are_not_averaged_together(tmp_path):
+    asked = plan(define, Config(), {"per_task": [1, 2]})
+    with pytest.raises(runs.RunError, match="the same number of tasks, got 2 and 4"):
+        sweep(tmp_path, asked, partial(carry, asked), RECORD)
+    one, two = (define(Config(per_task=classes))["static/plain/class"] for classes in (1, 2))
+    with pytest.raises(ValueError, match="All experiments of a run need the same number of tasks"):
+        runs.carry_out(tmp_path / "run", RECORD | {"config": {}}, {"a/b/class": one, "b/b/class": two})
 
 
 def test_numbers_that_make_no_difference_are_told_from_the_others():
@@ -200,11 +218,12 @@ def test_a_sweep_in_which_all_fails_says_why(tmp_path):
 @pytest.mark.parametrize(
     ("over", "sentence"),
     [
-        ({}, "at least one field to go over: rate, decay, units, scenario"),
-        ({"unit": [1]}, "no field 'unit'. Its fields: rate, decay, units, scenario"),
+        ({}, "at least one field to go over: rate, decay, units, per_task, scenario"),
+        ({"unit": [1]}, "no field 'unit'. Its fields: rate, decay, units, per_task, scenario"),
         ({"scenario": ["task"]}, "scenario is an axis of every result"),
         ({"rate": []}, "different values of rate, at least one"),
         ({"rate": [0.1, 0.1]}, "different values of rate, at least one"),
+        ({"rate": [-1.0, 0.1]}, "rate must be a finite number of at least 0, got -1.0"),
     ],
 )
 def test_a_sweep_over_nothing_is_refused(over, sentence):
