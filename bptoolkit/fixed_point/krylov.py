@@ -26,7 +26,6 @@ from bptoolkit import trees
 from bptoolkit.fixed_point.adjoints import Adjoint, Matvec
 from bptoolkit.fixed_point.batch import anyone
 from bptoolkit.fixed_point.solve import (
-    LOST,
     RUNNING,
     Rule,
     Solution,
@@ -39,6 +38,8 @@ from bptoolkit.fixed_point.solve import (
 from bptoolkit.types import Memory, State
 
 __all__ = ["bicgstab", "cg_normal", "gmres"]
+
+LOST = 32  # products without a smaller residual, once it is at the level of rounding
 
 Vector: TypeAlias = Inexact[Array, "n"]
 Product: TypeAlias = Callable[[Vector], Vector]

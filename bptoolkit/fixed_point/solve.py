@@ -33,7 +33,7 @@ __all__ = ["Solution", "Status", "Stop", "solve"]
 
 GROWTH = 1e4  # a residual this many times the smallest one seen has diverged
 PATIENCE = 8  # steps in a row before a cycle or a standstill is believed
-LOST = 32  # steps without a smaller residual, once it is at the level of rounding
+LOST = 64  # steps without a smaller residual, once it is at the level of rounding: enough for an estimate to fade
 CLOSEST = 3e-4  # to one that an estimated rate is believed to be
 FRESH = 0.25  # weight of the newest step in the estimated rate
 SHORT = 32  # numbers whose sums, one for each sample of a batch, would not fill the vectors of a CPU
