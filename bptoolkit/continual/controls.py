@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Int
 
 from bptoolkit import trees
-from bptoolkit.continual.nesting import adding, require_mixable
+from bptoolkit.continual.nesting import adding, around, require_mixable
 from bptoolkit.continual.readout import readout
 from bptoolkit.continual.streams import Stream
 from bptoolkit.continual.views import by_task, choose_rows, require_told
@@ -99,7 +99,6 @@ def separate(learner: Learner) -> Learner:
     """
     if learner.curriculum is not OWN_ROWS:
         raise ValueError("separate trains each net on its own task alone: take away joint or cumulative inside it.")
-    view, free = learner.view, learner.free
 
     def init(params: Params, spec: StreamSpec, key: Key) -> Nets:
         require_told(spec, "separate")
@@ -128,19 +127,15 @@ def separate(learner: Learner) -> Learner:
         start = jax.eval_shape(learner.predict, memory.inner, params, batch)
         return by_task(answer, trees.zeros_like(start), batch)
 
-    return learner._replace(
+    return around(
+        learner,
         init=init,
         gradient=lambda memory, params, batch, key: _with_inner(memory, learner.gradient, params, batch, key),
         after_step=lambda memory, *step: _with_inner(memory, learner.after_step, *step),
         start_task=start_task,
         end_task=end_task,
         predict=predict,
-        curriculum=OWN_ROWS._replace(reset_optimizer=True),
-        view=None if view is None else lambda memory, params, task: view(memory.inner, params, task),
-        free=None if free is None else lambda memory, params: free(memory.inner, params),
-        alone=True,
-        looks_on=True,  # its answers come from weights of its own
-    )
+    )._replace(curriculum=OWN_ROWS._replace(reset_optimizer=True), alone=True)
 
 
 def _with_inner(memory: Nets, function, *arguments):

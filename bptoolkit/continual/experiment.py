@@ -76,9 +76,7 @@ class Experiment:
 
     def build(self, hyper: Hyper) -> tuple[Learner, optax.GradientTransformation]:
         """The learner and the optimiser for these numbers."""
-        learner = self.learner
-        if not isinstance(learner, Learner):
-            learner = self.learner(hyper) if callable(self.learner) else self.learner
+        learner = self.learner(hyper) if callable(self.learner) else self.learner
         if not isinstance(learner, Learner):
             raise ValueError(
                 f"learner must be a Learner, or make one of hyper, got {type(learner).__name__}. "
