@@ -1,7 +1,9 @@
 """The command that reproduces a table, on a table of its own: digits, few steps."""
 
-import importlib.util
 import json
+import os
+import signal
+import sys
 from pathlib import Path
 
 import jax
@@ -10,20 +12,27 @@ import optax
 import pytest
 
 from bptoolkit import continual as cl
-from bptoolkit import data, learning
+from bptoolkit import data, learning, runs
 from bptoolkit.models import mlp
+from bptoolkit.runs import environment
 from bptoolkit.runs.published import MARKS, Column, Figure, Table
 
-ROOT = Path(__file__).resolve().parent.parent.parent
+SCRIPTS = Path(__file__).resolve().parent.parent.parent / "scripts"
 STREAM = cl.split(data.gaussian_classes(jax.random.key(1), 4, 8, 4, test_rows=4), 2)
 
 
 @pytest.fixture(scope="module")
 def reproduce():
-    found = importlib.util.spec_from_file_location("reproduce", ROOT / "scripts" / "reproduce.py")
-    module = importlib.util.module_from_spec(found)
-    found.loader.exec_module(module)
-    return module
+    sys.path.insert(0, str(SCRIPTS))
+    import reproduce
+
+    sys.path.remove(str(SCRIPTS))
+    return reproduce
+
+
+@pytest.fixture(scope="module")
+def published_runs(reproduce):
+    return sys.modules["published_runs"]
 
 
 def small(steps=4):
@@ -41,25 +50,25 @@ def small(steps=4):
 
 
 @pytest.fixture
-def command(reproduce, monkeypatch, tmp_path, capsys):
+def command(reproduce, published_runs, monkeypatch, tmp_path, capsys):
     """The command line on the small table, and the runs that it made."""
     made, table = [], [small()]
     monkeypatch.setattr(reproduce, "prepare", lambda config, devices: None)
     monkeypatch.setattr(reproduce, "load", lambda name, known: table[0])
-    run = cl.run
+    carry_out = runs.carry_out
 
-    def counted(experiment, key, seeds, **options):
-        made.append((experiment.steps, seeds))
-        return run(experiment, key, seeds, **options)
+    def counted(folder, config, experiments, **options):
+        made.append(tuple(config["seeds"]))
+        return carry_out(folder, config, experiments, **options)
 
-    monkeypatch.setattr(reproduce.cl, "run", counted)
+    monkeypatch.setattr(published_runs.runs, "carry_out", counted)
 
     def go(*arguments):
         made.clear()
         folders = ("--runs", str(tmp_path / "runs"), "--out", str(tmp_path / "out"))
         code = reproduce.main(["nobody2026/small", *folders, *arguments])
         told = capsys.readouterr()
-        return code, told.out + told.err, [seeds for steps, seeds in made if steps != reproduce.CALIBRATION]
+        return code, told.out + told.err, list(made)
 
     go.table, go.folder = table, tmp_path
     return go
@@ -77,10 +86,10 @@ def test_it_runs_what_is_missing_and_nothing_twice(command):
     assert command("--seeds", "3", "--methods", "None")[2] == []
 
 
-def test_a_comparison_names_the_source_of_the_runs_and_not_its_own(command, reproduce, monkeypatch):
-    monkeypatch.setattr(reproduce, "source", lambda: {"commit": "old", "dirty": False})
+def test_a_comparison_names_the_source_of_the_runs_and_not_its_own(command, monkeypatch):
+    monkeypatch.setattr(environment, "source", lambda: {"commit": "old", "dirty": False})
     command("--seeds", "2", "--methods", "None")
-    monkeypatch.setattr(reproduce, "source", lambda: {"commit": "new", "dirty": True})
+    monkeypatch.setattr(environment, "source", lambda: {"commit": "new", "dirty": True})
     command("--seeds", "0", "--methods", "None")
     out = command.folder / "out" / "nobody2026-small.json"
     assert json.loads(out.read_text())["made"]["sources"] == [{"commit": "old", "dirty": False}]
@@ -116,6 +125,41 @@ def test_stopped_and_taken_up_it_ends_the_same(command):
     again = command("--seeds", "2", "--methods", "None")
     assert (len(whole[2]), again[2]) == (2, [(1,)])
     np.testing.assert_array_equal(values(), first)
+
+
+def test_stopped_within_a_seed_it_goes_on_from_there_and_ends_bit_identical(command, published_runs, monkeypatch):
+    """By SIGTERM after the first of two tasks, at one commit; taken up at another, which the comparison names too."""
+    command("--seeds", "1", "--methods", "ER")
+    kept = command.folder / "runs" / "nobody2026-small" / "ER-class-0.json"
+    whole = json.loads(kept.read_text())
+    kept.unlink()
+
+    tasks, counted = [], published_runs.runs.carry_out
+
+    def stopping(*arguments, **options):
+        def task(name, moment):
+            tasks.append(moment.task)
+            if len(tasks) == 1:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+        heard = runs.Watcher(lambda *told: None, lambda *told: None, task, lambda *told: None)
+        return counted(*arguments, **options | {"watcher": heard})
+
+    monkeypatch.setattr(published_runs.runs, "carry_out", stopping)
+    monkeypatch.setattr(environment, "source", lambda: {"commit": "old", "dirty": False})
+    code, text, _ = command("--seeds", "1", "--methods", "ER")
+    assert code == 128 + signal.SIGTERM
+    assert "published/ER/class is saved after 4 of 8 updates. The same command goes on from there." in text
+    assert not kept.exists()
+
+    monkeypatch.setattr(environment, "source", lambda: {"commit": "new", "dirty": False})
+    code, text, _ = command("--seeds", "1", "--methods", "ER")
+    assert (code, tasks) == (0, [1, 2])  # the first was not done again
+    assert "less what 1 of their groups have done already" in text
+    resumed = json.loads(kept.read_text())
+    assert (resumed["accuracy"], resumed["untrained"]) == (whole["accuracy"], whole["untrained"])
+    assert (resumed["begun"], resumed["source"]["commit"]) == ([{"commit": "old", "dirty": False}], "new")
+    assert not list((kept.parent / "unfinished").iterdir())
 
 
 def test_a_result_of_another_budget_is_not_taken_for_it(command):
