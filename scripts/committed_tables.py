@@ -1,6 +1,7 @@
 """What README and docs show of committed results: Markdown made of the JSON in experiments/results/, by its name."""
 
 import math
+import statistics
 from collections.abc import Callable
 from typing import Any
 
@@ -56,23 +57,24 @@ def bench_forgetting(report: Report) -> str:
 def published(report: Report) -> str:
     """Of scripts/reproduce.py: each figure that was measured beside the published one."""
     cells = [cell for cell in report["cells"] if cell["n"]]
-    most = max(cell["n"] for cell in cells)
+    usual = statistics.mode(cell["n"] for cell in cells)
     told = [cell["near"] for cell in cells if cell["near"] is not None]
     doubtful = sum(cell["published"] is not None and cell["published"]["mark"] in UNVERIFIED for cell in cells)
     note = (
-        f"Published → measured, mean ± SEM over {most} seeds, or as many as stand behind it. "
+        f"Published → measured, mean ± SEM over {usual} seeds, or as many as stand behind it. "
         f"{sum(told)} of {len(told)} are within 2 combined SEMs or 1.5 points; **bold** ones are not. "
         f"† published figure from general knowledge, unverified ({doubtful} of {len(cells)}); * not to the letter of "
         "the protocol, see the JSON."
     )
     if any(cell["published"] and cell["published"]["sem"] is None for cell in cells):
         note += " Where no error was published, the published seeds are taken to scatter as ours do."
-    return f"{_by_method(report, lambda cell: _beside(cell, most))}\n\n{note}"
+    return f"{_by_method(report, lambda cell: _beside(cell, usual))}\n\n{note}"
 
 
 def _by_method(report: Report, show: Callable[[dict[str, Any]], str]) -> str:
     """Methods down, columns across, of the cells that were measured."""
-    columns = list(dict.fromkeys(cell["column"] for cell in report["cells"]))
+    measured = {cell["column"] for cell in report["cells"] if cell["n"]}
+    columns = [name for name in dict.fromkeys(cell["column"] for cell in report["cells"]) if name in measured]
     rows: dict[str, dict[str, str]] = {}
     for cell in report["cells"]:
         if cell["n"]:
@@ -80,8 +82,8 @@ def _by_method(report: Report, show: Callable[[dict[str, Any]], str]) -> str:
     return table(["method", *columns], [[name, *(row.get(c, "") for c in columns)] for name, row in rows.items()])
 
 
-def _beside(cell: dict[str, Any], most: int) -> str:
-    """`19.89 ± 0.02 → 19.92 ± 0.02`, with the number of seeds where it is not `most`."""
+def _beside(cell: dict[str, Any], usual: int) -> str:
+    """`19.89 ± 0.02 → 19.92 ± 0.02`, with the number of seeds where it is not the usual one."""
     one = cell["published"]
     digits = 2 if abs(cell["measured"]) > 1 else 3
     figure = lambda mean, error: f"{mean:.{digits}f}" + ("" if error is None else f" ± {error:.{digits}f}")
@@ -89,23 +91,23 @@ def _beside(cell: dict[str, Any], most: int) -> str:
     measured = figure(cell["measured"], cell["sem"])
     measured = f"**{measured}**" if cell["near"] is False else measured
     before = "–" if one is None else f"{figure(one['mean'], one['sem'])}{mark}"
-    seeds = f" (n = {cell['n']})" if cell["n"] != most else ""
+    seeds = f" (n = {cell['n']})" if cell["n"] != usual else ""
     return f"{before} → {measured}{seeds}{' *' if cell['deviations'] else ''}".replace("-", "−")
 
 
 def unpublished(report: Report) -> str:
     """Of scripts/reproduce.py, a table beside another's runs of the same seeds: what each has, and the difference."""
-    most = max(cell["n"] for cell in report["cells"])
+    usual = statistics.mode(cell["n"] for cell in report["cells"] if cell["n"])
     note = (
-        f"Static → settling, means over the same {most} seeds, or as many as stand behind it (mean difference ± its "
+        f"Static → settling, means over the same {usual} seeds, or as many as stand behind it (mean difference ± its "
         "standard error); * not to the letter of the protocol, see the JSON."
     )
-    return f"{_by_method(report, lambda cell: _pair(cell, most))}\n\n{note}"
+    return f"{_by_method(report, lambda cell: _pair(cell, usual))}\n\n{note}"
 
 
-def _pair(cell: dict[str, Any], most: int) -> str:
-    """`99.16 → 98.20 (−0.96 ± 0.31)`, with the number of seeds where it is not `most`."""
-    seeds = f" (n = {cell['n']})" if cell["n"] != most else ""
+def _pair(cell: dict[str, Any], usual: int) -> str:
+    """`99.16 → 98.20 (−0.96 ± 0.31)`, with the number of seeds where it is not the usual one."""
+    seeds = f" (n = {cell['n']})" if cell["n"] != usual else ""
     end = f"{seeds}{' *' if cell['deviations'] else ''}"
     if cell["difference"] is None:
         return f"– → {cell['measured']:.2f}{end}".replace("-", "−")
