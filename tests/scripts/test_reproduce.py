@@ -45,7 +45,7 @@ def small(steps=4):
     row = {"Class": Figure(50.0, 1.0, "rec")}
     return Table(
         "Small", "Nobody (2026)", (), {"Class": Column("class", lambda r: 100 * cl.average_accuracy(r))},
-        {"None": row, "ER": row, "Unknown": row}, define, lambda method, scenario: (), {"ER": 2.0},
+        {"None": row, "ER": row, "Unknown": row}, define, lambda method, scenario: (), {"None": 1.0, "ER": 2.0},
     )  # fmt: skip
 
 
@@ -62,6 +62,7 @@ def command(reproduce, published_runs, monkeypatch, tmp_path, capsys):
         return carry_out(folder, config, experiments, **options)
 
     monkeypatch.setattr(published_runs.runs, "carry_out", counted)
+    monkeypatch.setattr(published_runs, "calibrate", lambda table, job: 60.0)
 
     def go(*arguments):
         made.clear()
@@ -78,12 +79,21 @@ def test_it_runs_what_is_missing_and_nothing_twice(command):
     code, text, made = command("--seeds", "2", "--methods", "None", "ER")
     assert code == 0
     assert len(made) == 4  # a device, so a seed at a time
-    assert "4 runs, about" in text
+    assert "4 runs, about 6.0 min on this machine" in text  # a minute for each of None, twice that for ER
     code, text, made = command("--seeds", "3", "--methods", "None", "ER")
     assert made == [(2,), (2,)]
     cells = json.loads((command.folder / "out" / "nobody2026-small.json").read_text())["cells"]
     assert [(cell["method"], cell["n"]) for cell in cells] == [("None", 3), ("ER", 3), ("Unknown", 0)]
     assert command("--seeds", "3", "--methods", "None")[2] == []
+
+
+def test_the_estimate_is_of_plain_training_and_grows_with_its_updates(published_runs):
+    """From 30 updates a task, whatever the protocol's number."""
+    estimates = [
+        published_runs.calibrate(small(steps), published_runs.Job("ER", "class", (0,))) for steps in (1, 10**6)
+    ]
+    assert 0 < estimates[0] < 60
+    assert estimates[1] > 100 * estimates[0]
 
 
 def test_a_comparison_names_the_source_of_the_runs_and_not_its_own(command, monkeypatch):
