@@ -68,6 +68,11 @@ OF_ONE = {
     ("DGR", "task"): "a generated row is replayed for every context, where the authors' code draws rows for each",
     ("LwF", "class"): "distilled at the weight of the authors' later code",
 }
+# Measured by hand; those runs are not committed.
+PLAIN = (
+    "None, domain-incremental: a plain PyTorch loop from the first weights and permutations of seed 0 keeps 86.5 % on "
+    "average after six contexts, where this one keeps 86.4; with other permutations it ends at 76.6 % after ten."
+)
 EARLY = "all outputs take part from the start, where the authors' code lets those of contexts so far"
 
 
@@ -120,7 +125,7 @@ def figures(row: tuple[tuple[float, float] | None, ...]) -> dict[str, Figure | N
 TABLE = Table(
     title="Permuted MNIST, ten contexts, accuracy in %, mean ± SEM",
     reference="van de Ven & Tolias (2018), arXiv:1809.10635, table 4: 20 seeds",
-    notes=("The authors chose the hyper-parameters on test accuracy; theirs are taken here.",),
+    notes=("The authors chose the hyper-parameters on test accuracy; theirs are taken here.", PLAIN),
     columns={name: Column(scenario, accuracy) for name, scenario in COLUMNS.items()},
     published={method: figures(row) for method, row in PUBLISHED.items()}
     | {method: dict.fromkeys(COLUMNS) for method in UNPUBLISHED},
