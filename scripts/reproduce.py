@@ -59,7 +59,8 @@ def main(arguments: list[str]) -> int:
 def command(arguments: list[str]) -> int:
     known = tables()
     if not arguments or arguments[0] in ("-h", "--list"):
-        print("\n".join(f"{name:28} {load(name, known).title}" for name in known))
+        width = max(map(len, known))
+        print("\n".join(f"{name:{width}}  {load(name, known).title}" for name in known))
         return 0
     options = tyro.cli(Options, description=__doc__, args=arguments)
     table = load(options.table, known)
