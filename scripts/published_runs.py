@@ -70,7 +70,8 @@ def run_missing(wanted: Wanted) -> None:
             spent, left = told(time.perf_counter() - began), len(jobs) - i
             print(f"Stopped after {spent}; {left} groups of seeds are left. The same command goes on.")
             return
-        run_group(wanted, job)
+        if not_there(wanted, job).seeds:  # else another process has been here meanwhile
+            run_group(wanted, job)
         pace = (time.perf_counter() - began) / sum(expected[: i + 1])
         left = told(pace * sum(expected[i + 1 :]))
         print(f"{job.method}/{job.scenario} seeds {', '.join(map(str, job.seeds))} done; {left} left", flush=True)
@@ -84,11 +85,15 @@ def missing(wanted: Wanted) -> Iterator[Job]:
         for scenario in scenarios:
             if table.define(method, scenario) is None:
                 continue
-            job = Job(method, scenario, ())
-            whose = identity(table, job, wanted.key)
-            left = tuple(s for s in range(wanted.seeds) if found(job.path(wanted.folder, s), whose) is None)
-            if left:
-                yield job._replace(seeds=left)
+            job = not_there(wanted, Job(method, scenario, tuple(range(wanted.seeds))))
+            if job.seeds:
+                yield job
+
+
+def not_there(wanted: Wanted, job: Job) -> Job:
+    """The job with those of its seeds of which there is no result."""
+    whose = identity(wanted.table, job, wanted.key)
+    return job._replace(seeds=tuple(s for s in job.seeds if found(job.path(wanted.folder, s), whose) is None))
 
 
 def groups(job: Job, size: int) -> Iterator[Job]:

@@ -172,6 +172,19 @@ def test_stopped_within_a_seed_it_goes_on_from_there_and_ends_bit_identical(comm
     assert not list((kept.parent / "unfinished").iterdir())
 
 
+def test_what_another_process_did_meanwhile_is_not_done_again(command, published_runs, monkeypatch):
+    folder, run_group = command.folder / "runs" / "nobody2026-small", published_runs.run_group
+
+    def beside(wanted, job):
+        run_group(wanted, job)
+        held = json.loads(job.path(folder, 0).read_text())
+        job.path(folder, 1).write_text(json.dumps(held | {"seed": 1}))
+
+    monkeypatch.setattr(published_runs, "run_group", beside)
+    code, _, made = command("--seeds", "2", "--methods", "None")
+    assert (code, made) == (0, [(0,)])
+
+
 def test_a_result_of_another_budget_is_not_taken_for_it(command):
     command("--seeds", "1", "--methods", "None")
     command.table[0] = small(steps=5)
