@@ -61,7 +61,7 @@ def run_missing(wanted: Wanted) -> None:
     seconds = calibrate(table, jobs[0])
     expected = [seconds * table.weight.get(job.method, 2.0) * len(job.seeds) for job in jobs]
     count, whole = sum(len(job.seeds) for job in jobs), told(sum(expected))
-    begun = sum(place(wanted, job).is_dir() for job in jobs)
+    begun = 0 if wanted.again else sum(place(wanted, job).is_dir() for job in jobs)
     less = f", less what {begun} of their groups have done already" if begun else ""
     print(f"{count} runs, about {whole} on this machine as busy as it is now{less}.", flush=True)
     began, pace = time.perf_counter(), 1.0

@@ -127,7 +127,7 @@ def test_rows_that_were_not_asked_for_stay_in_the_file(command):
     assert counts() == {"None": 1, "ER": 0, "Unknown": 0}
 
 
-def test_stopped_and_taken_up_it_ends_the_same(command):
+def test_a_seed_that_is_missing_is_run_again_and_is_the_same(command):
     whole = command("--seeds", "2", "--methods", "None")
     values = lambda: json.loads((command.folder / "out" / "nobody2026-small.json").read_text())["cells"][0]["values"]
     first = values()
