@@ -47,14 +47,33 @@ def make_lanes(experiment: Experiment, grid: Grid, key: Key, seeds: int | Sequen
     """All points of the grid × all seeds.
 
     Raises:
-        ValueError: no seeds, or the same twice; a grid over a number that the experiment does not have, or of none.
+        ValueError: no seeds, or the same twice; a grid over a number that the experiment does not have, or of none;
+            what is no number.
     """
     names, found = seed_numbers(seeds), points(experiment, grid)
     hypers = tuple({**experiment.hyper, **dict(zip(grid, point, strict=True))} for point in found)
+    for hyper in hypers:
+        check_numbers(hyper)
     each = [hyper for hyper in hypers for _ in names]
     stacked = jax.tree.map(lambda *leaves: jnp.asarray(np.stack([np.asarray(leaf) for leaf in leaves])), *each)
     keys = jax.vmap(lambda number: jax.random.fold_in(key, number))(jnp.array(names * len(found), jnp.uint32))
     return Lanes(found, names, hypers, stacked, keys)
+
+
+def check_numbers(hyper: Hyper) -> None:
+    """Raise where `hyper` holds what cannot be traced.
+
+    Raises:
+        ValueError: a name that is no string; words, or another thing that is no number.
+    """
+    for name, value in hyper.items():
+        if not isinstance(name, str):
+            raise ValueError(f"Names in hyper must be strings, got {name!r}.")
+        kinds = [np.asarray(leaf).dtype for leaf in jax.tree.leaves(value)]
+        if not all(jnp.issubdtype(kind, np.number) or kind == np.bool_ for kind in kinds):
+            raise ValueError(
+                f"hyper holds numbers, got {value!r} for {name!r}. Choose by words where learner or optimizer is made."
+            )
 
 
 def filled(lanes: Lanes, multiple: int) -> Lanes:

@@ -1,5 +1,7 @@
 """A grid of numbers is one run: each of its cells is the run alone, and all are compiled once."""
 
+from dataclasses import replace
+
 import chex
 import jax
 import numpy as np
@@ -108,8 +110,22 @@ def test_a_grid_over_nothing_is_the_run(experiment):
         ({"units": [20]}, r"numbers in the experiment's hyper \(rate, decay\), got 'units'"),
         ({"rate": []}, "at least one value of rate, got none"),
         ({"decay": [1.0, -1.0]}, "decay must be at least 0"),
+        ({"rate": [0.1, "fast"]}, "hyper holds numbers, got 'fast' for 'rate'"),
     ],
 )
 def test_a_grid_that_cannot_be_run_is_refused(experiment, grid, sentence):
     with pytest.raises(ValueError, match=sentence):
         cl.run_grid(experiment(0.1, 1.0), grid, KEY, SEEDS)
+
+
+@pytest.mark.parametrize(
+    ("hyper", "sentence"),
+    [
+        ({"rule": "sgd"}, "hyper holds numbers, got 'sgd' for 'rule'"),
+        ({1: 0.1}, "Names in hyper must be strings, got 1"),
+    ],
+)
+def test_what_cannot_be_traced_is_refused_in_a_sentence(experiment, hyper, sentence):
+    plain = experiment(0.1, 1.0)
+    with pytest.raises(ValueError, match=sentence):
+        cl.run(replace(plain, hyper={**plain.hyper, **hyper}), KEY, SEEDS)
