@@ -22,7 +22,7 @@ from bptoolkit.runs.summary import number
 if TYPE_CHECKING:
     import xarray
 
-__all__ = ["contrasts"]
+__all__ = ["contrasts", "joined"]
 
 MEASURES = ("average_accuracy", "learning_accuracy", "forgetting")
 
@@ -52,6 +52,34 @@ def contrasts(runs: "Sequence[xarray.Dataset]", base: str) -> list[list[dict[str
         for one, q in zip(known, adjusted, strict=True):
             one["q"] = float(q)
     return found
+
+
+def joined(parts: "Sequence[xarray.Dataset]") -> "xarray.Dataset":
+    """Runs that differ in their strategies as one; a strategy that several have is that of the last.
+
+    Raises:
+        RunError: other nets, scenarios, seeds or tasks.
+    """
+    import xarray
+
+    whole, *rest = parts
+    for part in rest:
+        ours, theirs = (one["strategy"].values.tolist() for one in (whole, part))
+        kept = whole.sel(strategy=[name for name in ours if name not in theirs])
+        try:
+            both = xarray.concat(
+                [kept, part],
+                "strategy",
+                data_vars="minimal",
+                coords="minimal",
+                compat="override",
+                join="exact",
+                combine_attrs="override",
+            )
+        except ValueError as error:
+            raise RunError("Runs joined by their strategies must have the same nets, scenarios and seeds.") from error
+        whole = both.sel(strategy=list(dict.fromkeys([*ours, *theirs])))
+    return whole
 
 
 def _of_run(results: "xarray.Dataset", base: str) -> list[dict[str, Any]]:

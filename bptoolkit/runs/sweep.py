@@ -24,7 +24,7 @@ from bptoolkit.runs.summary import complete, interval
 if TYPE_CHECKING:
     import xarray
 
-__all__ = ["Cell", "Plan", "Swept", "best", "load_sweep", "plan", "sweep", "undecided"]
+__all__ = ["Cell", "Plan", "Point", "Swept", "best", "load_sweep", "plan", "points", "sweep", "undecided"]
 
 SWEEP, STATES = "sweep.nc", "sweep.json"
 Define = Callable[[Any], Mapping[str, Experiment]]
@@ -178,8 +178,8 @@ def named(values: Mapping[str, Any]) -> str:
     return ", ".join(f"{name} = {value}" for name, value in values.items()) or "the grid"
 
 
-class Best(NamedTuple):
-    """Where a combination did best, by its mean average accuracy."""
+class Point(NamedTuple):
+    """One combination at one point of a sweep; the mean is NaN where a seed diverged or the cell failed."""
 
     net: str
     strategy: str
@@ -189,29 +189,35 @@ class Best(NamedTuple):
     half_width: float
 
 
-def best(results: "xarray.Dataset") -> Iterator[Best]:
+def points(results: "xarray.Dataset") -> Iterator[Point]:
+    """The average accuracy of every net × strategy × scenario that was run, at every point."""
+    over = [str(name) for name in np.atleast_1d(results.attrs["over"])]
+    accuracy = results["accuracy"].where(complete(results)).isel(after=-1).mean("on", skipna=False)
+    ran = results["accuracy"].isel(after=-1).notnull().any([*over, "seed", "on"])
+    for net, strategy, scenario in itertools.product(*(results[axis].values for axis in AXES[:3])):
+        one = {"net": net, "strategy": strategy, "scenario": scenario}
+        if not ran.sel(one):
+            continue
+        seeds = accuracy.sel(one).transpose(*over, "seed").values
+        for place in np.ndindex(seeds.shape[:-1]):
+            values = {name: np.asarray(results[name].values[i]).item() for name, i in zip(over, place, strict=True)}
+            yield Point(str(net), str(strategy), str(scenario), values, *interval(seeds[place]))
+
+
+def best(results: "xarray.Dataset") -> Iterator[Point]:
     """The best point of every net × strategy × scenario that was run; one at which a seed diverged is none.
 
     The accuracy is that of the test rows, and so is the choice: the figure of the chosen point is too good, the more
     so the more points there are.  Take the point, and run it with other seeds.
     """
-    over = [str(name) for name in np.atleast_1d(results.attrs["over"])]
-    accuracy = results["accuracy"].where(complete(results))
-    for net, strategy, scenario in itertools.product(*(results[axis].values for axis in AXES[:3])):
-        last = accuracy.sel(net=net, strategy=strategy, scenario=scenario).isel(after=-1).mean("on", skipna=False)
-        means = last.mean("seed", skipna=False).transpose(*over)
-        if np.isnan(means.values).all():
-            continue
-        place = np.unravel_index(np.nanargmax(means.values), means.shape)
-        values = {name: np.asarray(results[name].values[i]).item() for name, i in zip(over, place, strict=True)}
-        mean, half = interval(last.transpose(*over, "seed").values[place])
-        yield Best(str(net), str(strategy), str(scenario), values, mean, half)
+    for _, group in itertools.groupby(points(results), key=lambda point: point[:3]):
+        whole = [point for point in group if not np.isnan(point.mean)]
+        if whole:
+            yield max(whole, key=lambda point: point.mean)
 
 
 def undecided(results: "xarray.Dataset") -> list[str]:
     """Each net/strategy/scenario that was run and has no best point, as a seed diverged at every one."""
-    over = [str(name) for name in np.atleast_1d(results.attrs["over"])]
-    ran = results["accuracy"].isel(after=-1).notnull().any([*over, "seed", "on"]).stack(name=AXES[:3])
-    run = ["/".join(names) for names in ran["name"].values[ran.values]]
-    decided = {f"{one.net}/{one.strategy}/{one.scenario}" for one in best(results)}
-    return [name for name in run if name not in decided]
+    every = dict.fromkeys("/".join(point[:3]) for point in points(results))
+    decided = {"/".join(point[:3]) for point in best(results)}
+    return [name for name in every if name not in decided]

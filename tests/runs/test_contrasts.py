@@ -7,10 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import scipy.stats
+import xarray
 
 from bptoolkit import continual as cl
 from bptoolkit.runs import RunError, contrasts, finish, open_run, save_results, save_summary
+from bptoolkit.runs.contrasts import joined
 from bptoolkit.runs.figures.effects import effects
+from bptoolkit.runs.record import save_dataset, write_json
 
 ROOT = Path(__file__).parents[2]
 MEASURE = "average_accuracy"
@@ -69,8 +72,9 @@ def script(monkeypatch):
     return importlib.import_module("answer")
 
 
-def folder_of(path, results, dataset, experiment="experiments.study"):
-    config = {"experiment": experiment, "config": {"dataset": dataset, "rate": 0.1}, "seeds": 4, "key": 0}
+def folder_of(path, results, dataset, experiment="experiments.study", strategies=None):
+    fields = {"dataset": dataset, "rate": 0.1, "strategies": strategies}
+    config = {"experiment": experiment, "config": fields, "seeds": 4, "key": 0}
     folder = open_run(path, config).folder
     save_results(folder, results)
     save_summary(folder, results)
@@ -84,10 +88,55 @@ def test_the_script_writes_differences_results_and_a_figure(script, make, tmp_pa
     kept = json.loads((tmp_path / "out" / "study.json").read_text())
     assert list(kept["runs"]) == ["mnist", "fashion"]
     one = kept["runs"]["mnist"]
-    assert one["config"]["config"]["dataset"] == "mnist"
-    assert {"summary", "contrasts", "made"} <= set(one)
+    (part,) = one["parts"]
+    assert part["config"]["config"]["dataset"] == "mnist"
+    assert part["made"]["packages"]
+    assert {"summary", "contrasts"} <= set(one)
     assert (tmp_path / "out" / "study.png").read_bytes()[:4] == b"\x89PNG"
     assert capsys.readouterr().out.split() == [str(tmp_path / "out" / f"study.{kind}") for kind in ("json", "png")]
+
+
+def test_the_script_keeps_what_a_sweep_found_at_each_point(script, make, tmp_path):
+    """Seed 1 diverged at the second rate, which is null and not a mean over the others."""
+    whole = make(seeds=3)
+    broken = whole.copy(deep=True)
+    broken["accuracy"][{"seed": 1}] = np.nan
+    swept = tmp_path / "sweep"
+    place = folder_of(swept / "cells" / "one", whole, "mnist")
+    results = xarray.concat([whole, broken], xarray.IndexVariable("rate", [0.1, 0.4]), data_vars="all")
+    save_dataset(swept / "sweep.nc", results.assign_attrs(over=["rate"], failed=[]))
+    cell = {"cell": {}, "folder": place.relative_to(swept).as_posix(), "state": "finished", "error": None}
+    write_json(swept / "sweep.json", {"over": {"rate": [0.1, 0.4]}, "cells": [cell]})
+
+    run = folder_of(tmp_path / "run", make(seeds=8), "mnist")
+    assert script.main((run,), sweeps=(swept,), out=tmp_path / "out") == 0
+    (kept,) = json.loads((tmp_path / "out" / "study.json").read_text())["sweeps"]
+    assert kept["over"] == {"rate": [0.1, 0.4]}
+    assert kept["config"]["config"] == {"dataset": "mnist", "strategies": None}  # the rate is swept
+    at = {"net": "static", "strategy": "ewc", "scenario": "class"}
+    first, second = (one for one in kept["points"] if at.items() <= one.items())
+    assert (first["values"], second["values"]) == ({"rate": 0.1}, {"rate": 0.4})
+    assert first["mean"] == pytest.approx(whole["accuracy"].sel(at).isel(after=-1).mean().item())
+    assert (second["mean"], second["half_width"]) == (None, None)
+
+
+def test_a_strategy_run_anew_takes_the_place_of_the_old(script, make, tmp_path):
+    """Its rows are those of the new run, all others those of the old, in the old order; both parts are recorded."""
+    old, new = make(seeds=8), make(seeds=8, draw=1).sel(strategy=["ewc"])
+    folders = [folder_of(tmp_path / "old", old, "mnist"), folder_of(tmp_path / "new", new, "mnist", strategies=["ewc"])]
+    assert script.main(tuple(folders), out=tmp_path / "out") == 0
+    (one,) = json.loads((tmp_path / "out" / "study.json").read_text())["runs"].values()
+    assert [part["config"]["config"]["strategies"] for part in one["parts"]] == [None, ["ewc"]]
+    assert list(dict.fromkeys(row["strategy"] for row in one["contrasts"])) == old["strategy"].values.tolist()
+    for strategy, source in (("ewc", new), ("naive", old)):
+        found = next(row for row in one["contrasts"] if row["strategy"] == strategy and row["scenario"] == "class")
+        expected = accuracies(source, "recurrent", strategy) - accuracies(source, "static", strategy)
+        assert found[MEASURE]["difference"] == pytest.approx(expected.mean())
+
+
+def test_runs_of_other_seeds_are_not_joined(make):
+    with pytest.raises(RunError, match="the same nets, scenarios and seeds"):
+        joined([make(seeds=8), make(seeds=4).sel(strategy=["ewc"])])
 
 
 def test_panels_of_one_scenario_have_one_scale(make):

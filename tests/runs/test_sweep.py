@@ -14,7 +14,7 @@ from bptoolkit import continual as cl
 from bptoolkit import data, learning, models, runs
 from bptoolkit.continual.programs import numbers_read
 from bptoolkit.runs.fields import Amount
-from bptoolkit.runs.sweep import best, load_sweep, plan, sweep, undecided
+from bptoolkit.runs.sweep import best, load_sweep, plan, points, sweep, undecided
 
 OVER = {"rate": [0.1, 0.4], "units": [3, 5], "decay": [0.0, 0.3]}
 RECORD = {"experiment": "tiny", "seeds": 2, "key": 0}
@@ -189,6 +189,14 @@ def test_a_point_at_which_a_seed_diverged_is_not_the_best(tmp_path):
     nowhere = results.assign(finite=0 * finite)
     assert not list(best(nowhere))
     assert undecided(nowhere) == ["static/plain/class"]
+
+
+def test_every_point_has_its_mean_and_one_of_a_failed_cell_has_none(tmp_path):
+    made.calls = []
+    asked = plan(define, Config(), {"units": [3, 4, 5], "rate": [0.4, 0.1]})
+    found = list(points(sweep(tmp_path, asked, made, RECORD).results))
+    assert [tuple(point.values.values()) for point in found] == [(u, r) for u in (3, 4, 5) for r in (0.4, 0.1)]
+    np.testing.assert_allclose([point.mean for point in found], [0.43, 0.13, np.nan, np.nan, 0.45, 0.15], rtol=1e-6)
 
 
 def test_a_field_of_words_has_a_best_point_too(tmp_path):
