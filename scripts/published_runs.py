@@ -18,6 +18,7 @@ from bptoolkit import continual as cl
 from bptoolkit import runs
 from bptoolkit.continual.experiment import Experiment
 from bptoolkit.continual.streams import Scenario
+from bptoolkit.runs.interrupt import interruptible
 from bptoolkit.runs.published import Table
 from bptoolkit.runs.record import ENVIRONMENT, UNFINISHED, read_json, write_json
 
@@ -65,16 +66,18 @@ def run_missing(wanted: Wanted) -> None:
     less = f", less what {begun} of their groups have done already" if begun else ""
     print(f"{count} runs, about {whole} on this machine as busy as it is now{less}.", flush=True)
     began, pace = time.perf_counter(), 1.0
-    for i, job in enumerate(jobs):
-        if wanted.limit is not None and time.perf_counter() - began > 60 * wanted.limit:
-            spent, left = told(time.perf_counter() - began), len(jobs) - i
-            print(f"Stopped after {spent}; {left} groups of seeds are left. The same command goes on.")
-            return
-        if not_there(wanted, job).seeds:  # else another process has been here meanwhile
-            run_group(wanted, job)
-        pace = (time.perf_counter() - began) / sum(expected[: i + 1])
-        left = told(pace * sum(expected[i + 1 :]))
-        print(f"{job.method}/{job.scenario} seeds {', '.join(map(str, job.seeds))} done; {left} left", flush=True)
+    with interruptible() as interruption:
+        for i, job in enumerate(jobs):
+            interruption.check("What has finished is kept.")
+            if wanted.limit is not None and time.perf_counter() - began > 60 * wanted.limit:
+                spent, left = told(time.perf_counter() - began), len(jobs) - i
+                print(f"Stopped after {spent}; {left} groups of seeds are left. The same command goes on.")
+                return
+            if not_there(wanted, job).seeds:  # else another process has been here meanwhile
+                run_group(wanted, job)
+            pace = (time.perf_counter() - began) / sum(expected[: i + 1])
+            left = told(pace * sum(expected[i + 1 :]))
+            print(f"{job.method}/{job.scenario} seeds {', '.join(map(str, job.seeds))} done; {left} left", flush=True)
 
 
 def missing(wanted: Wanted) -> Iterator[Job]:

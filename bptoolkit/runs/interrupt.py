@@ -52,7 +52,11 @@ class Interruption:
 
 @contextmanager
 def interruptible() -> Iterator[Interruption]:
-    """Note signals in place of breaking off, while this is open; in the main thread only, where Python sees them."""
+    """Note signals in place of breaking off, while this is open; in the main thread only, where Python sees them.
+
+    What has come inside another `interruptible` is noted there too: a signal in the last moments of one run, when there
+    is nothing left to stop, ends the runs that would follow it.
+    """
     interruption = Interruption()
     if threading.current_thread() is not threading.main_thread():
         yield interruption
@@ -63,3 +67,6 @@ def interruptible() -> Iterator[Interruption]:
     finally:
         for number, handler in former.items():
             signal.signal(number, handler)
+        outer = getattr(former[signal.SIGINT], "__self__", None)
+        if isinstance(outer, Interruption) and not outer.asked:
+            outer.number = interruption.number

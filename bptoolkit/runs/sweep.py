@@ -17,6 +17,7 @@ import numpy as np
 
 from bptoolkit.continual.experiment import Experiment
 from bptoolkit.runs.fields import check_fields
+from bptoolkit.runs.interrupt import interruptible
 from bptoolkit.runs.processes import is_leader
 from bptoolkit.runs.record import AXES, RunError, first_line, load_dataset, run_name, save_dataset, write_json
 from bptoolkit.runs.summary import complete, interval
@@ -108,23 +109,25 @@ def sweep(
 
     Raises:
         RunError: when every cell has failed, or the folder cannot be written.
+        Interrupted: on Ctrl-C or SIGTERM, also where it came when a cell had nothing left to stop.
     """
     found, states = [], []
-    for cell in asked.cells:
-        config = {**record, "config": asdict(cell.config), "over": {n: list(v) for n, v in asked.grid.items()}}
-        place = folder / "cells" / run_name(config)
-        state = {"cell": dict(cell.values), "folder": place.relative_to(folder).as_posix()}
-        try:
-            found.append(labelled(carry(place, config, cell), cell.values))
-            states.append(state | {"state": "finished", "error": None})
-        except Exception as error:
-            if fatal(error):
-                raise
-            states.append(state | {"state": "failed", "error": first_line(error)})
-        if is_leader():
-            write_json(
-                folder / STATES, {"over": {n: list(map(label, v)) for n, v in asked.over.items()}, "cells": states}
-            )
+    with interruptible() as interruption:
+        for cell in asked.cells:
+            interruption.check("Cells that have finished are kept.")
+            config = {**record, "config": asdict(cell.config), "over": {n: list(v) for n, v in asked.grid.items()}}
+            place = folder / "cells" / run_name(config)
+            state = {"cell": dict(cell.values), "folder": place.relative_to(folder).as_posix()}
+            try:
+                found.append(labelled(carry(place, config, cell), cell.values))
+                states.append(state | {"state": "finished", "error": None})
+            except Exception as error:
+                if fatal(error):
+                    raise
+                states.append(state | {"state": "failed", "error": first_line(error)})
+            if is_leader():
+                over = {name: list(map(label, values)) for name, values in asked.over.items()}
+                write_json(folder / STATES, {"over": over, "cells": states})
     failed = {named(state["cell"]): state["error"] for state in states if state["error"]}
     if not found:
         raise RunError(f"Every cell of the sweep failed, the first with: {next(iter(failed.values()))}")

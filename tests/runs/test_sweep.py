@@ -1,6 +1,8 @@
 """A sweep: what is traced, what is run in turn, what is kept of a cell that fails; each point is the run alone."""
 
 import json
+import os
+import signal
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -14,6 +16,7 @@ from bptoolkit import continual as cl
 from bptoolkit import data, learning, models, runs
 from bptoolkit.continual.programs import numbers_read
 from bptoolkit.runs.fields import Amount
+from bptoolkit.runs.interrupt import interruptible
 from bptoolkit.runs.sweep import best, load_sweep, plan, points, sweep, undecided
 
 OVER = {"rate": [0.1, 0.4], "units": [3, 5], "decay": [0.0, 0.3]}
@@ -163,6 +166,23 @@ def test_an_error_that_is_fatal_ends_the_sweep(tmp_path):
     with pytest.raises(ValueError, match="four units"):
         sweep(tmp_path, asked, made, RECORD, fatal=lambda error: True)
     assert made.calls == [3, 4]
+
+
+def test_a_signal_in_the_last_moments_of_a_cell_ends_the_sweep(tmp_path):
+    """When the cell's run has nothing left to stop; the cell is kept."""
+    made.calls = []
+
+    def signalled(*arguments):
+        with interruptible():
+            os.kill(os.getpid(), signal.SIGTERM)
+            return made(*arguments)
+
+    asked = plan(define, Config(), {"units": [3, 5], "rate": [0.1]})
+    with pytest.raises(runs.Interrupted, match="Cells that have finished are kept"):
+        sweep(tmp_path, asked, signalled, RECORD)
+    assert made.calls == [3]
+    (cell,) = json.loads((tmp_path / "sweep.json").read_text())["cells"]
+    assert cell["state"] == "finished"
 
 
 def test_the_best_point_is_the_greatest_mean(tmp_path):

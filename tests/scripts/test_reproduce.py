@@ -15,6 +15,7 @@ from bptoolkit import continual as cl
 from bptoolkit import data, learning, runs
 from bptoolkit.models import mlp
 from bptoolkit.runs import environment
+from bptoolkit.runs.interrupt import interruptible
 from bptoolkit.runs.published import MARKS, Column, Figure, Table
 
 SCRIPTS = Path(__file__).resolve().parent.parent.parent / "scripts"
@@ -170,6 +171,22 @@ def test_stopped_within_a_seed_it_goes_on_from_there_and_ends_bit_identical(comm
     assert (resumed["accuracy"], resumed["untrained"]) == (whole["accuracy"], whole["untrained"])
     assert (resumed["begun"], resumed["source"]["commit"]) == ([{"commit": "old", "dirty": False}], "new")
     assert not list((kept.parent / "unfinished").iterdir())
+
+
+def test_a_signal_in_the_last_moments_of_a_group_ends_the_command(command, published_runs, monkeypatch):
+    """When all updates of its seeds are made; these are kept, and the next group is not begun."""
+    run_group = published_runs.run_group
+
+    def signalled(wanted, job):
+        with interruptible():
+            run_group(wanted, job)
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(published_runs, "run_group", signalled)
+    code, text, made = command("--seeds", "2", "--methods", "None")
+    assert (code, made) == (128 + signal.SIGTERM, [(0,)])
+    assert "Interrupted by SIGTERM. What has finished is kept. The same command goes on from there." in text
+    assert (command.folder / "runs" / "nobody2026-small" / "None-class-0.json").exists()
 
 
 def test_what_another_process_did_meanwhile_is_not_done_again(command, published_runs, monkeypatch):
