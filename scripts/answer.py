@@ -56,9 +56,9 @@ def answer(folders: Sequence[Path], sweeps: Sequence[Path], base: str, out: Path
         raise ValueError("An answer needs at least one run folder, got none.")
     configs = [runs.load_config(folder) for folder in folders]
     tries = [tried(folder) for folder in sweeps]
-    if len({config["experiment"] for config in (*configs, *(one["config"] for one in tries))}) > 1:
-        told = ", ".join(config["experiment"] for config in (*configs, *(one["config"] for one in tries)))
-        raise ValueError(f"The runs must be of one experiment, got {told}.")
+    asked = [config["experiment"] for config in (*configs, *(one["config"] for one in tries))]
+    if len(set(asked)) > 1:
+        raise ValueError(f"Runs and sweeps must be of one experiment, got {', '.join(asked)}.")
     parts = grouped(configs)
     labels = named([configs[first] for first, *_ in parts])
     loaded = [runs.load_results(folder) for folder in folders]
