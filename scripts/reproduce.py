@@ -34,6 +34,7 @@ from bptoolkit.runs.record import read_json, write_json
 
 ROOT = Path(__file__).resolve().parent.parent
 TABLES = ROOT / "experiments" / "published"
+RESULTS = ROOT / "experiments" / "results"  # comparisons that are committed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,7 +47,7 @@ class Options:
     columns: tuple[str, ...] = ()  # all if left out
     key: int = 0  # of all randomness
     runs: Path = Path("runs/published")  # where each seed's result is kept
-    out: Path | None = ROOT / "experiments" / "results"  # where the comparison goes
+    out: Path | None = RESULTS  # where the comparison goes
     devices: int | None = None  # CPU devices; one per core if left out
     limit: float | None = None  # minutes after which no further seeds are begun
     again: bool = False  # start anew the seeds that were broken off; those that have ended stay
@@ -127,7 +128,7 @@ def report(table: Table, options: Options, folder: Path) -> None:
         print(text)
         return
     options.out.mkdir(parents=True, exist_ok=True)
-    path = options.out / f"{options.table.replace('/', '-')}.json"
+    path = options.out / f"{slug(options.table)}.json"
     made = provenance(environment({})) | {"key": options.key, "sources": sources(folder)}
     data = beside_former(as_data(table, cells, made), read_json(path) if path.is_file() else {})
     write_json(path, data)  # before anything is printed, which a closed pipe may end
@@ -157,15 +158,27 @@ def cell_of(table: Table, method: str, column: str, key: int, folder: Path) -> C
     scenario = table.columns[column].scenario
     published, deviations = table.published[method][column], table.deviations(method, scenario)
     if table.define(method, scenario) is None:
-        return compared(published, np.zeros(0), deviations or ("not run: there is no such method yet",))
+        return compared(published, {}, deviations or ("not run: there is no such method yet",))
     values, lost = by_seed(table, method, column, key, folder)
     if lost:
         deviations += (f"seeds that diverged are left out: {lost}",)
     if table.peer:
-        peer = load(table.peer, tables())
-        theirs, _ = by_seed(peer, method, column, key, folder_of(table.peer, folder.parent))
-        return paired(theirs, values, deviations)
-    return compared(published, np.array([values[seed] for seed in sorted(values)]), deviations, table.unit, table.seeds)
+        return paired(of_peer(table.peer, method, column, key, folder.parent), values, deviations)
+    return compared(published, values, deviations, table.unit, table.seeds)
+
+
+def of_peer(name: str, method: str, column: str, key: int, runs: Path) -> dict[int, float]:
+    """The figure of every seed of another table: run here, or else as the repository has it committed."""
+    table = load(name, tables())
+    here, _ = by_seed(table, method, column, key, folder_of(name, runs))
+    path = RESULTS / f"{slug(name)}.json"
+    held = read_json(path) if path.is_file() else {}
+    if held.get("title") != table.title or held["made"]["key"] != key:
+        return here
+    deviations = set(table.deviations(method, table.columns[column].scenario))
+    same = lambda cell: (cell["method"], cell["column"]) == (method, column) and deviations <= set(cell["deviations"])
+    committed = {int(seed): value for cell in filter(same, held["cells"]) for seed, value in cell["values"].items()}
+    return committed | here
 
 
 def by_seed(table: Table, method: str, column: str, key: int, folder: Path) -> tuple[dict[int, float], int]:
@@ -181,7 +194,12 @@ def by_seed(table: Table, method: str, column: str, key: int, folder: Path) -> t
 
 def folder_of(name: str, runs: Path) -> Path:
     """Where the results of a table's seeds are kept."""
-    return runs / name.replace("/", "-")
+    return runs / slug(name)
+
+
+def slug(name: str) -> str:
+    """A table's name as that of a file or folder."""
+    return name.replace("/", "-")
 
 
 def sources(folder: Path) -> list[dict[str, Any] | None]:

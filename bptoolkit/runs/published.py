@@ -77,7 +77,7 @@ class Cell(NamedTuple):
     z: float
     near: bool | None  # |difference| ≤ max(2 combined SEM, 1.5 points); None where it cannot be said
     deviations: tuple[str, ...]
-    values: tuple[float, ...]  # one a seed
+    values: dict[int, float]  # by seed
 
 
 def sem(values: Float[np.ndarray, "n"]) -> float:
@@ -88,38 +88,38 @@ def sem(values: Float[np.ndarray, "n"]) -> float:
 
 def compared(
     published: Figure | None,
-    values: Float[np.ndarray, "n"],
+    by_seed: Mapping[int, float],
     deviations: tuple[str, ...] = (),
     unit: float = 1.0,
     seeds: int = 1,
 ) -> Cell:
     """One cell, from the values of its seeds, in figures of this unit; `seeds` as in `Table`."""
-    values = np.asarray(values, np.float64)
+    held = {seed: float(by_seed[seed]) for seed in sorted(by_seed)}
+    values = np.array(list(held.values()), np.float64)
     mean = float(values.mean()) if values.size else math.nan
     own = sem(values)
     if published is None:
-        return Cell(None, mean, own, values.size, math.nan, math.nan, None, deviations, tuple(values.tolist()))
+        return Cell(None, mean, own, values.size, math.nan, math.nan, None, deviations, held)
     difference = mean - published.mean
     theirs = own * math.sqrt(values.size / seeds) if published.sem is None else published.sem
     both = math.hypot(own, theirs)
     z = difference / both if both > 0 else math.nan
     near = None if math.isnan(own) or math.isnan(difference) else abs(difference) <= max(NEAR * unit, 2 * both)
-    return Cell(published, mean, own, values.size, difference, z, near, deviations, tuple(values.tolist()))
+    return Cell(published, mean, own, values.size, difference, z, near, deviations, held)
 
 
 def paired(theirs: Mapping[int, float], ours: Mapping[int, float], deviations: tuple[str, ...] = ()) -> Cell:
     """One cell beside another table's, both by seed: the mean of the differences seed by seed, and how many of its own
     standard errors that is.  No verdict: the two are not meant to be near."""
-    values = np.array([ours[seed] for seed in sorted(ours)], np.float64)
     both = sorted(theirs.keys() & ours.keys())
     if not both:
-        return compared(None, values, deviations)
+        return compared(None, ours, deviations)
     other = np.array([theirs[seed] for seed in both], np.float64)
     gained = np.array([ours[seed] for seed in both], np.float64) - other
     figure = Figure(float(other.mean()), _null(sem(other)), "own")
     mean, error = float(gained.mean()), sem(gained)
     z = mean / error if error > 0 else math.nan
-    return compared(None, values, deviations)._replace(published=figure, difference=mean, z=z)
+    return compared(None, ours, deviations)._replace(published=figure, difference=mean, z=z)
 
 
 def text_table(table: Table, cells: Mapping[tuple[str, str], Cell]) -> str:
@@ -152,7 +152,7 @@ def as_data(table: Table, cells: Mapping[tuple[str, str], Cell], made: Mapping[s
                 "measured": _null(cell.measured),
                 "sem": _null(cell.sem),
                 "n": cell.n,
-                "values": list(cell.values),
+                "values": {str(seed): value for seed, value in cell.values.items()},
                 "difference": _null(cell.difference),
                 "sems": _null(cell.z),
                 "near": cell.near,

@@ -221,8 +221,27 @@ def test_a_table_that_nobody_has_published_is_held_against_its_peer_seed_by_seed
     reproduce.main(["nobody2026/mine", *folders, "--seeds", "3"])
     cell = reproduce.cell_of(mine, "None", "Class", 0, command.folder / "runs" / "nobody2026-mine")
     assert (cell.n, cell.published.mark, cell.difference, cell.near) == (3, "own", 0.0, None)
-    first, second, _ = cell.values
-    assert cell.published.mean == pytest.approx((first + second) / 2)
+    assert cell.published.mean == pytest.approx((cell.values[0] + cell.values[1]) / 2)
+
+
+def test_a_peer_without_runs_here_is_the_committed_one_of_the_same_protocol_and_randomness(
+    command, reproduce, monkeypatch
+):
+    """So that a clean clone can compare: seed 1 is run here, seed 0 is committed only."""
+    command("--seeds", "2", "--methods", "None")
+    folder = command.folder / "runs" / "nobody2026-small"
+    (folder / "None-class-0.json").unlink()
+    path = command.folder / "out" / "nobody2026-small.json"
+    committed = json.loads(path.read_text())
+    committed["cells"][0]["values"] = {"0": 1.0, "1": 2.0}
+    path.write_text(json.dumps(committed))
+    monkeypatch.setattr(reproduce, "RESULTS", path.parent)
+    theirs = lambda key=0: reproduce.of_peer("nobody2026/small", "None", "Class", key, command.folder / "runs")
+    here = reproduce.by_seed(command.table[0], "None", "Class", 0, folder)[0]
+    assert theirs() == {0: 1.0} | here
+    assert theirs(key=1) == {}
+    command.table[0] = command.table[0]._replace(deviations=lambda method, scenario: ("half the rows",))
+    assert theirs() == {}
 
 
 def test_a_method_that_is_not_there_is_said_to_be_missing(command):
