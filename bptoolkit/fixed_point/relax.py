@@ -45,9 +45,9 @@ def new_probe(z: State) -> Probe:
     The gradient with respect to them is (steps, residual, rate, status, error) of the backward relaxation.
 
     Args:
-        z: a state, of ONE example.
+        z: a state of ONE example, or its shapes, such as `model.cell.state`.
     """
-    return jnp.zeros(5, norm(z).dtype)
+    return jnp.zeros(5, jax.eval_shape(norm, z).dtype)
 
 
 def implicit(

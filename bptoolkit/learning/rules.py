@@ -47,8 +47,8 @@ def probes_of(model: Model, batch: Batch):
     """One probe a row, for the backward reports of a model that settles."""
     if model.cell is None:
         return None
-    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), model.cell.state)
-    return jnp.broadcast_to(new_probe(zeros), (batch.x.shape[0], new_probe(zeros).size))
+    probe = new_probe(model.cell.state)
+    return jnp.broadcast_to(probe, (batch.x.shape[0], probe.size))
 
 
 def told_by(probes) -> Settling | None:
