@@ -30,6 +30,7 @@ DEVIATIONS = {
         "information; the rows are any of the task's, where the code takes the first that came",
     ),
     "GEM": ("the rows kept of a task are any of its rows, where the code keeps the last that came",),
+    "multimodal": ("all biases start at 0, where the code leaves those of the second shared layer drawn",),
 }
 
 
@@ -48,7 +49,8 @@ def experiment(stream: Stream, method: str, rates: Mapping[str, float], ewc: Pen
         "multimodal": own_inputs,
         "GEM": cl.gem(MEMORY, margin=MARGIN),
     }
-    net = models.mlp(784, 100, 100, 10, init=fan_in_uniform) if method == "multimodal" else small_net()
+    # The code gives each task an input layer beside the two hidden layers of the others, which all share.
+    net = models.mlp(784, 100, 100, 100, 10, init=fan_in_uniform) if method == "multimodal" else small_net()
     learner = strategies[method](learning.backprop(net))
     return Experiment(stream, learner, optax.sgd(rates[method]), steps=ROWS // BATCH, batch=BATCH)
 
