@@ -161,11 +161,11 @@ def concatenate(*batches: Batch) -> Batch:
     return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *batches)
 
 
-def check_positive(**sizes: int | None) -> None:
-    """Raise unless every size that is given is at least 1."""
-    for name, value in sizes.items():
-        if value is not None and value < 1:
-            raise ValueError(f"{name} must be at least 1, got {value}.")
+def as_heavy(rows: Batch, batch: Batch) -> Batch:
+    """The rows, weights 1 and 0, as heavy as those of a batch on average, which a strategy around may have weighed."""
+    counts = jnp.sum(batch.weight > 0, dtype=batch.weight.dtype)
+    mean = jnp.sum(batch.weight) / jnp.where(counts > 0, counts, 1)
+    return rows._replace(weight=rows.weight * jnp.where(counts > 0, mean, 1))
 
 
 def check_room(name: str, places: int, classes: int) -> None:

@@ -91,8 +91,9 @@ def separate(learner: Learner) -> Learner:
     """A net of its own for every task, trained on that task alone; the net is told the task, and answers with its own.
 
     The reference for what sharing costs or gains.  T nets are kept: for equal numbers of weights, make each smaller.
-    Every stage starts with a fresh optimiser state and a fresh memory of the learner inside.  Penalties belong inside:
-    around it they would pull the net of one task towards that of another.
+    Every stage starts with a fresh optimiser state and a fresh memory of the learner inside.  Rows of other tasks that
+    a strategy around mixes in have no weight.  Penalties belong inside: around it they would pull the net of one task
+    towards that of another.
 
     Raises:
         ValueError: a stream that does not tell the task at test time; a learner that trains on several tasks at once.
@@ -108,6 +109,10 @@ def separate(learner: Learner) -> Learner:
         inner = learner.init(params, spec, inner_key)
         memories = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (spec.tasks, *leaf.shape)), inner)
         return Nets(inner, inner, (nets, memories), jnp.int32(0))
+
+    def gradient(memory: Nets, params: Params, batch: Batch, key: Key):
+        own = batch._replace(weight=jnp.where(batch.task == memory.current, batch.weight, 0))
+        return _with_inner(memory, learner.gradient, params, own, key)
 
     def start_task(memory: Nets, params: Params, task: Int[Array, ""], key: Key) -> tuple[Params, Nets]:
         params = _at(memory.nets[0], task)
@@ -130,7 +135,7 @@ def separate(learner: Learner) -> Learner:
     return around(
         learner,
         init=init,
-        gradient=lambda memory, params, batch, key: _with_inner(memory, learner.gradient, params, batch, key),
+        gradient=gradient,
         after_step=lambda memory, *step: _with_inner(memory, learner.after_step, *step),
         start_task=start_task,
         end_task=end_task,

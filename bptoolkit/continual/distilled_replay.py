@@ -20,7 +20,6 @@ from bptoolkit import trees
 from bptoolkit.continual.buffers import (
     Reservoir,
     add,
-    check_positive,
     check_room,
     concatenate,
     new_reservoir,
@@ -28,7 +27,7 @@ from bptoolkit.continual.buffers import (
     weigh,
 )
 from bptoolkit.continual.nesting import around
-from bptoolkit.continual.strengths import check_nonnegative
+from bptoolkit.continual.strengths import check_nonnegative, check_whole
 from bptoolkit.learning.learner import Learner, Strategy, StreamSpec
 from bptoolkit.types import Batch, Info, Key, Memory, Params, PyTree
 
@@ -74,14 +73,14 @@ def der_plus_plus(capacity: int, alpha: Strength, beta: Strength, rows: int | No
 
 
 def _dark(capacity: int, alpha: Strength, beta: Strength | None, rows: int | None) -> Strategy:
-    check_positive(capacity=capacity, rows=rows)
+    check_whole(capacity=capacity, rows=rows)
     for name, value in (("alpha", alpha), ("beta", beta)):
         if value is not None:
             check_nonnegative(name, value)
 
     def strategy(learner: Learner) -> Learner:
         def init(params: Params, spec: StreamSpec, key: Key) -> Dark:
-            check_room("capacity", capacity, spec.classes)
+            check_room("capacity", capacity, max(spec.classes, spec.outputs))
             kept = new_reservoir(spec, capacity, spec.example.target)
             number = lambda value: jnp.asarray(value, jnp.result_type(float))
             return Dark(learner.init(params, spec, key), kept, number(alpha), number(0 if beta is None else beta))

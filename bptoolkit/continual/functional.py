@@ -16,7 +16,7 @@ from jaxtyping import Array, Float, Int
 from bptoolkit import trees
 from bptoolkit.continual.fisher import fisher_of_task
 from bptoolkit.continual.nesting import adding, seen_in
-from bptoolkit.continual.strengths import Number, check_nonnegative, check_positive, traced
+from bptoolkit.continual.strengths import Number, check_nonnegative, check_positive, check_whole, traced
 from bptoolkit.learning.learner import Learner, Strategy, StreamSpec, Task
 from bptoolkit.learning.losses import probabilities
 from bptoolkit.types import Batch, Info, Key, Memory, Model, Params, PyTree
@@ -46,8 +46,8 @@ def fromp(
 
     Memorable rows are the `per_class` of each class with the largest Σ_c p_c (1 − p_c).  A step looks at `rows` of
     them, shared out evenly among the tasks behind, each task's drawn without replacement, with K⁻¹ of all its rows.
-    K is inverted by our own elimination, whose pivots below ε count as ε; ε is 10⁻⁶, or P · (the dtype's precision) ·
-    (the mean of K's diagonal) where that is more, so that rounding cannot make K indefinite.
+    Each entry of K's diagonal first grows by ε = 10⁻⁶, or by P · (the dtype's precision) · (itself) where that is more,
+    so that rounding cannot make K indefinite; K is inverted by our own elimination, whose pivots below ε count as ε.
 
     Ending a task needs memory for P · |θ| numbers, P = per_class · (classes a task), and time for (tasks behind) ·
     (outputs) · P² · |θ| products.
@@ -66,9 +66,7 @@ def fromp(
     """
     check_nonnegative("tau", tau)
     check_positive("prior", prior)
-    for name, value in (("per_class", per_class), ("rows", 1 if rows is None else rows)):
-        if value < 1:
-            raise ValueError(f"{name} must be at least 1, got {value}.")
+    check_whole(per_class=per_class, rows=rows)
     if clip is not None:
         check_positive("clip", clip)
 

@@ -11,8 +11,9 @@ import jax
 import optax
 
 from bptoolkit import trees
-from bptoolkit.continual.buffers import Buffer, check_positive, draw, keep, new_buffer, of_each_class
+from bptoolkit.continual.buffers import Buffer, draw, keep, new_buffer, of_each_class
 from bptoolkit.continual.nesting import around, require_mixable
+from bptoolkit.continual.strengths import check_whole
 from bptoolkit.learning.fit import Progress, train
 from bptoolkit.learning.learner import Learner, Strategy, StreamSpec, Task
 from bptoolkit.types import Batch, Info, Key, Memory, Params, PyTree
@@ -44,7 +45,7 @@ def gdumb(
     Raises:
         ValueError: a size below one; a strategy inside that isolates tasks.
     """
-    check_positive(per_class=per_class, steps=steps, batch=batch)
+    check_whole(per_class=per_class, steps=steps, batch=batch)
     optimizer = optax.adam(1e-3) if optimizer is None else optimizer
 
     def strategy(learner: Learner) -> Learner:

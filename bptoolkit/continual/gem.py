@@ -13,11 +13,11 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from bptoolkit import trees
-from bptoolkit.continual.buffers import Buffer, check_positive, check_room, new_buffer, of_task
+from bptoolkit.continual.buffers import Buffer, check_room, new_buffer, of_task
 from bptoolkit.continual.nesting import around
 from bptoolkit.continual.nonnegative import minimise_above
 from bptoolkit.continual.rehearse import remembering, stored_rows
-from bptoolkit.continual.strengths import check_nonnegative
+from bptoolkit.continual.strengths import check_nonnegative, check_whole
 from bptoolkit.learning.learner import Learner, Strategy, StreamSpec, Task
 from bptoolkit.types import Batch, Info, Key, Memory, Params, PyTree
 
@@ -42,7 +42,7 @@ def agem(
 
     Reference: Chaudhry et al. (2019), ICLR, "Efficient lifelong learning with A-GEM".
     """
-    check_positive(per_class=per_class, rows=rows)
+    check_whole(per_class=per_class, rows=rows)
     check_nonnegative("epsilon", epsilon)
     stored = stored_rows(epochs, per_task)
 
@@ -93,7 +93,7 @@ def gem(per_task: int, *, margin: Float[Array, ""] | float = 0.5, ridge: float =
 
     Reference: Lopez-Paz & Ranzato (2017), NeurIPS.  They keep a task's last rows; in random order these are random.
     """
-    check_positive(per_task=per_task)
+    check_whole(per_task=per_task)
     check_nonnegative("margin", margin)
     check_nonnegative("ridge", ridge)
 

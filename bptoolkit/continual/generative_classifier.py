@@ -13,7 +13,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float
 
 from bptoolkit import trees
-from bptoolkit.continual.buffers import check_positive
+from bptoolkit.continual.strengths import check_whole
 from bptoolkit.continual.vae import Likelihood, vae
 from bptoolkit.learning.learner import Learner, bare_learner
 from bptoolkit.types import Batch, Info, Key, Memory, Model, Params, PyTree
@@ -46,7 +46,7 @@ def generative_classifier(
     Raises:
         ValueError: a size below one, an unknown likelihood.
     """
-    check_positive(inputs=inputs, classes=classes, latent=latent, samples=samples)
+    check_whole(inputs=inputs, classes=classes, latent=latent, samples=samples)
     net = vae(inputs, hidden, latent, likelihood)
 
     def init(key: Key) -> Params:

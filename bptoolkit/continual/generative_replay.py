@@ -14,8 +14,9 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float, Int
 
-from bptoolkit.continual.buffers import check_positive, concatenate, weigh
+from bptoolkit.continual.buffers import concatenate, weigh
 from bptoolkit.continual.nesting import around
+from bptoolkit.continual.strengths import check_whole
 from bptoolkit.continual.vae import Likelihood, Vae, vae
 from bptoolkit.learning.learner import Learner, Strategy, StreamSpec, Task
 from bptoolkit.types import Batch, Info, Key, Memory, Params, PyTree
@@ -59,7 +60,7 @@ def generative_replay(
     Raises:
         ValueError: less than one row, a size below one, an unknown likelihood; per_task=False where the task is told.
     """
-    check_positive(rows=rows, latent=latent)
+    check_whole(rows=rows, latent=latent)
     optimizer = optax.adam(1e-3) if optimizer is None else optimizer
 
     def strategy(learner: Learner) -> Learner:

@@ -14,10 +14,10 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
-from bptoolkit.continual import strengths
-from bptoolkit.continual.buffers import check_positive, counted, new_buffer
+from bptoolkit.continual.buffers import as_heavy, counted, new_buffer
 from bptoolkit.continual.diagnose import class_means, features, nearest, unit
 from bptoolkit.continual.nesting import around
+from bptoolkit.continual.strengths import check_positive, check_whole
 from bptoolkit.learning.learner import Learner, Strategy, StreamSpec, Task
 from bptoolkit.learning.losses import squared_error
 from bptoolkit.types import Batch, Info, Key, Memory, Params, PyTree
@@ -57,8 +57,8 @@ def icarl(per_class: int, *, temperature: Float[Array, ""] | float = 2.0) -> Str
         ValueError: less than one exemplar, a temperature not above 0, a model without features, a stream whose tasks
             share their outputs.
     """
-    check_positive(per_class=per_class)
-    strengths.check_positive("temperature", temperature)
+    check_whole(per_class=per_class)
+    check_positive("temperature", temperature)
 
     def strategy(learner: Learner) -> Learner:
         _check_learner(learner)
@@ -143,7 +143,7 @@ def _among_exemplars(memory: Exemplars, batch: Batch, key: Key) -> Batch:
     share = stored / jnp.maximum(stored + ahead, 1)
     gives_way = jax.random.uniform(lot_key, batch.weight.shape, batch.weight.dtype) < share.astype(batch.weight.dtype)
     drawn = jax.random.randint(draw_key, batch.weight.shape, 0, jnp.maximum(stored, 1), jnp.int32)
-    exemplars = jax.tree.map(lambda leaf: leaf[drawn // places, drawn % places], memory.rows)
+    exemplars = as_heavy(jax.tree.map(lambda leaf: leaf[drawn // places, drawn % places], memory.rows), batch)
     pick = lambda a, b: jnp.where(gives_way.reshape(-1, *[1] * (a.ndim - 1)), a, b)
     return jax.tree.map(pick, exemplars, batch)
 

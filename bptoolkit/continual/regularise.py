@@ -11,7 +11,7 @@ from bptoolkit import trees
 from bptoolkit.continual.fisher import FisherKind, check_kind, fisher_of_task, mean_of_task
 from bptoolkit.continual.nesting import seen_in
 from bptoolkit.continual.penalty import Anchored, penalty, pooled
-from bptoolkit.continual.strengths import Number, check_positive, check_share, traced
+from bptoolkit.continual.strengths import Number, check_positive, check_share, check_whole, traced
 from bptoolkit.learning.learner import Strategy
 from bptoolkit.types import Batch, Model, Params
 
@@ -169,8 +169,7 @@ def output_sensitivity(model: Model, params: Params, batch: Batch) -> Params:
 
 
 def _check_fisher(fisher: str, samples: int | None) -> None:
-    if samples is not None and samples < 1:
-        raise ValueError(f"samples must be at least 1, got {samples}. Leave it out for all rows.")
+    check_whole(samples=samples)
     check_kind(fisher)
 
 

@@ -8,7 +8,7 @@ from bptoolkit.continual.buffers import (
     Buffer,
     Reservoir,
     add,
-    check_positive,
+    as_heavy,
     check_room,
     concatenate,
     draw,
@@ -21,6 +21,7 @@ from bptoolkit.continual.buffers import (
     weigh,
 )
 from bptoolkit.continual.nesting import around
+from bptoolkit.continual.strengths import check_whole
 from bptoolkit.learning.learner import Learner, Strategy, StreamSpec, Task
 from bptoolkit.types import Batch, Info, Key, Memory, Params, PyTree
 
@@ -46,7 +47,7 @@ def replay(per_class: int, rows: int | None = None, *, epochs: bool = False, per
 
     Reference: Chaudhry et al. (2019), arXiv:1902.10486; weights of van de Ven, Tuytelaars & Tolias (2022).
     """
-    check_positive(per_class=per_class, rows=rows)
+    check_whole(per_class=per_class, rows=rows)
     stored = stored_rows(epochs, per_task)
 
     def strategy(learner: Learner) -> Learner:
@@ -73,10 +74,11 @@ class Streamed(NamedTuple):
 def reservoir_replay(capacity: int, rows: int | None = None) -> Strategy:
     """Experience replay without tasks: a reservoir of all rows that came by, some of which are added to each batch.
 
-    The loss is the plain mean over current and replayed rows.  No task boundary is used.
+    The loss is the plain mean over current and replayed rows; where a strategy around has weighed the current ones, a
+    replayed row weighs as much as they do on average.  No task boundary is used.
 
     Args:
-        capacity: rows kept; at least one per class of the stream.
+        capacity: rows kept; at least one per class of the stream, and per output.
         rows: replayed rows a step; as many as the batch has if left out.
 
     Raises:
@@ -84,17 +86,18 @@ def reservoir_replay(capacity: int, rows: int | None = None) -> Strategy:
 
     Reference: Riemer et al. (2019), ICLR; Chaudhry et al. (2019), arXiv:1902.10486.
     """
-    check_positive(capacity=capacity, rows=rows)
+    check_whole(capacity=capacity, rows=rows)
 
     def strategy(learner: Learner) -> Learner:
         def init(params: Params, spec: StreamSpec, key: Key) -> Streamed:
-            check_room("capacity", capacity, spec.classes)
+            check_room("capacity", capacity, max(spec.classes, spec.outputs))
             return Streamed(learner.init(params, spec, key), new_reservoir(spec, capacity))
 
         def gradient(memory: Streamed, params: Params, batch: Batch, key: Key) -> tuple[PyTree, Info, Streamed]:
             inner_key, draw_key = jax.random.split(key)
             again, _ = some(memory.kept, draw_key, batch.x.shape[0] if rows is None else rows)
-            grads, info, inner = learner.gradient(memory.inner, params, concatenate(batch, again), inner_key)
+            mixed = concatenate(batch, as_heavy(again, batch))
+            grads, info, inner = learner.gradient(memory.inner, params, mixed, inner_key)
             return grads, info, memory._replace(inner=inner)
 
         def after_step(memory: Streamed, before, after, opt_state, batch, key):

@@ -17,7 +17,7 @@ from jaxtyping import Float
 
 __all__ = ["Comparison", "compare", "permutation_test", "seeds_needed"]
 
-EXACT_UP_TO = 20  # differences: a million sums of signs
+EXACT_UP_TO = 40  # differences: two halves of a million sums of signs each
 ROUNDING = 2.0**-21  # of a mean of several float32 accuracies, and twice that: differences below it are none
 
 
@@ -28,7 +28,7 @@ class Comparison(NamedTuple):
     difference: float  # mean of a − b
     half_width: float  # of Student's 95 % interval; NaN for one seed
     effect: float  # mean over standard deviation of the differences; NaN where that is rounding or n is 1
-    p: float  # two-sided, exact
+    p: float  # two-sided, exact; NaN beyond 40 seeds
     smallest_p: float  # that n seeds could give
     reason: str | None  # why this many seeds cannot tell; None where they can
 
@@ -43,9 +43,10 @@ def compare(a: Float[np.ndarray, "n"], b: Float[np.ndarray, "n"], alpha: float =
         alpha: level that n is judged by.
 
     Raises:
-        ValueError: of different lengths, or empty; more than 20 seeds.
+        ValueError: of different lengths, or empty; values that are not finite.
     """
     d = _paired(a, b)
+    _require_finite(d)
     rounding = ROUNDING * max(float(np.abs(a).max()), float(np.abs(b).max()))
     n, spread = len(d), d.std(ddof=1) if len(d) > 1 else math.nan
     smallest = 2 / 2**n if n > 1 else 1.0
@@ -55,9 +56,12 @@ def compare(a: Float[np.ndarray, "n"], b: Float[np.ndarray, "n"], alpha: float =
             f"too few seeds: with {n} no difference can have p below {smallest:.2g}; "
             f"{seeds_needed(alpha)} seeds are needed for {alpha:.2g}"
         )
+    if n > EXACT_UP_TO:
+        reason = f"too many seeds to count all signs: {n}, at most {EXACT_UP_TO}; the interval holds"
     half = math.nan if n < 2 else float(_t(n - 1) * spread / math.sqrt(n))
     effect = float(d.mean() / spread) if n > 1 and spread > rounding else math.nan
-    return Comparison(n, float(d.mean()), half, effect, permutation_test(d, n * rounding), smallest, reason)
+    p = permutation_test(d, n * rounding) if n <= EXACT_UP_TO else math.nan
+    return Comparison(n, float(d.mean()), half, effect, p, smallest, reason)
 
 
 def permutation_test(differences: Float[np.ndarray, "n"], rounding: float = 0.0) -> float:
@@ -66,18 +70,32 @@ def permutation_test(differences: Float[np.ndarray, "n"], rounding: float = 0.0)
     Ties count as far; sums that agree to `rounding`, and in any case to that of float64, are ties.
 
     Raises:
-        ValueError: none, more than 20, or values that are not finite.
+        ValueError: none, more than 40, or values that are not finite.
     """
     d = np.asarray(differences, np.float64)
     if d.ndim != 1 or not 1 <= d.size <= EXACT_UP_TO:
         raise ValueError(f"An exact test takes 1 to {EXACT_UP_TO} differences, got shape {d.shape}.")
+    _require_finite(d)
+    sizes = np.abs(d)  # the signs of the differences themselves play no part in the set of all patterns
+    bound = abs(d.sum()) - max(rounding, 1e-12 * sizes.sum())
+    if bound <= 0:
+        return 1.0
+    one, other = (np.sort(_sums(half)) for half in (sizes[::2], sizes[1::2]))
+    far = one.size - np.searchsorted(one, bound - other, side="left")  # of one half, for each sum of the other
+    return float(2 * far.sum(dtype=np.int64) / (one.size * other.size))  # −s is a sum where s is
+
+
+def _sums(sizes: Float[np.ndarray, "n"]) -> Float[np.ndarray, "2**n"]:
+    """Of all patterns of signs."""
+    sums = np.zeros(1)
+    for size in sizes:
+        sums = np.concatenate([sums + size, sums - size])
+    return sums
+
+
+def _require_finite(d: Float[np.ndarray, "n"]) -> None:
     if not np.isfinite(d).all():
         raise ValueError("The differences must be finite: leave out seeds that diverged, and say so.")
-    sums = np.zeros(1)
-    for value in np.abs(d):  # the signs of the differences themselves play no part in the set of all patterns
-        sums = np.concatenate([sums + value, sums - value])
-    bound = abs(d.sum()) - max(rounding, 1e-12 * np.abs(d).sum())
-    return float(np.mean(np.abs(sums) >= bound))
 
 
 def seeds_needed(alpha: float) -> int:

@@ -16,6 +16,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from bptoolkit.checks import check
+from bptoolkit.continual.strengths import check_whole
 from bptoolkit.learning.learner import Scenario, StreamSpec
 from bptoolkit.types import Batch, Dataset, Key, Rows
 
@@ -68,6 +69,7 @@ def split(dataset: Dataset, classes_per_task: int, scenario: Scenario = "class",
         ValueError: fewer classes than one task needs, an empty class, an unknown scenario, a bad data set.
     """
     dataset = _checked(dataset, scenario)
+    check_whole(classes_per_task=classes_per_task)
     if not 1 <= classes_per_task <= dataset.classes:
         raise ValueError(
             f"classes_per_task must be in 1 … {dataset.classes}, the classes of the data set, got {classes_per_task}."
@@ -137,8 +139,11 @@ def rotated(
             it is cheaper.
 
     Raises:
-        ValueError: less than one task, rows that are not images, an unknown scenario or interpolation, a bad data set.
+        ValueError: less than one task, rows that are not images, degrees that are not positive, an unknown scenario or
+            interpolation, a bad data set.
     """
+    if not (math.isfinite(degrees) and degrees > 0):
+        raise ValueError(f"degrees must be positive and finite, got {degrees}.")
     if interpolation not in ("bilinear", "nearest"):
         raise ValueError(f'interpolation must be "bilinear" or "nearest", got {interpolation!r}.')
     if dataset.train.x.ndim not in (3, 4):
@@ -237,8 +242,7 @@ def _gather_classes(part: _Classes, dealt: Int[Array, "tasks per"]) -> View:
 def _whole(dataset: Dataset, tasks: int, scenario: Scenario, transform: Callable[[Key], dict]) -> Stream:
     """Every task holds all rows; `transform` draws how each task shows them."""
     dataset = _checked(dataset, scenario)
-    if tasks < 1:
-        raise ValueError(f"tasks must be at least 1, got {tasks}.")
+    check_whole(tasks=tasks)
     classes = dataset.classes
     outputs = classes if scenario == "domain" else classes * tasks
     sizes = [len(part.y) for part in (dataset.train, dataset.test)]

@@ -1,19 +1,33 @@
 """Numbers that a strategy is given: refused where they are written and wrong, kept in memory where they are right."""
 
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Float
 
-__all__ = ["Number", "check_nonnegative", "check_positive", "check_share", "traced"]
+from bptoolkit.learning.learner import Learner
+
+__all__ = ["Number", "check_nonnegative", "check_positive", "check_share", "check_whole", "traced"]
 
 Number: TypeAlias = Float[Array, ""] | float
 
 
+def check_whole(**sizes: int | None) -> None:
+    """Raise unless every size that is given is a whole number of at least 1."""
+    for name, value in sizes.items():
+        if value is None:
+            continue
+        if isinstance(value, bool) or not isinstance(value, int | np.integer):
+            raise ValueError(f"{name} must be a whole number, {_got(value)}")
+        if value < 1:
+            raise ValueError(f"{name} must be at least 1, got {value}.")
+
+
 def check_nonnegative(name: str, value: Number) -> None:
     """Raise where a written number is negative or not finite; one that is traced passes."""
+    _check_number(name, value)
     if _is_written(value) and not np.all(_finite(value) >= 0):
         raise ValueError(
             f"{name} must be at least 0, got {value}. Take 0 for no effect, a finite number for any other."
@@ -22,14 +36,32 @@ def check_nonnegative(name: str, value: Number) -> None:
 
 def check_share(name: str, value: Number) -> None:
     """Raise where a written number is outside [0, 1]."""
+    _check_number(name, value)
     if _is_written(value) and not (np.all(_finite(value) >= 0) and np.all(_finite(value) <= 1)):
         raise ValueError(f"{name} must be in [0, 1], got {value}.")
 
 
 def check_positive(name: str, value: Number) -> None:
     """Raise where a written number is not above 0, or not finite."""
+    _check_number(name, value)
     if _is_written(value) and not np.all(_finite(value) > 0):
         raise ValueError(f"{name} must be positive, got {value}.")
+
+
+def _check_number(name: str, value: Any) -> None:
+    """Raise where something else than one number was given."""
+    if isinstance(value, str) or (not hasattr(value, "__array__") and not isinstance(value, int | float)):
+        raise ValueError(f"{name} must be a number, {_got(value)}")
+    if np.shape(value) != ():
+        raise ValueError(
+            f"{name} must be one number, got an array of shape {np.shape(value)}. For many at once: run_grid."
+        )
+
+
+def _got(value: Any) -> str:
+    if isinstance(value, Learner):
+        return "got a learner. Give the strategy its numbers first, then the learner: ewc(10.0)(backprop(model))."
+    return f"got {value!r}."
 
 
 def _is_written(value: Number) -> bool:

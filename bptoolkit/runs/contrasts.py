@@ -40,7 +40,7 @@ def contrasts(runs: "Sequence[xarray.Dataset]", base: str) -> list[list[dict[str
         runs, for each measure by itself.
 
     Raises:
-        RunError: a run without that net, or with more than 20 seeds.
+        RunError: a run without that net, or with more than 40 seeds.
     """
     from scipy.stats import false_discovery_control
 

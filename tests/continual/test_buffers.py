@@ -138,6 +138,11 @@ def test_more_rows_than_are_stored_are_each_shown_once(after_tasks, clouds_by_ta
     [
         (partial(cl.reservoir_replay, 0), "capacity must be at least 1, got 0"),
         (partial(cl.replay, 2, per_task=True), "give epochs=True"),
+        (partial(cl.replay, 2.5), "per_class must be a whole number, got 2.5"),
+        (partial(cl.replay, float("nan")), "per_class must be a whole number, got nan"),
+        (partial(cl.replay, True), "per_class must be a whole number, got True"),
+        (partial(cl.gem, 3.0), "per_task must be a whole number, got 3.0"),
+        (partial(cl.replay, learning.backprop(mlp(4, 6))), "per_class must be a whole number, got a learner. Give the"),
     ],
 )
 def test_bad_sizes_are_refused(build, sentence):
@@ -150,3 +155,36 @@ def test_a_buffer_smaller_than_the_classes_is_refused(clouds_by_task, build):
     learner = build(5)(learning.backprop(mlp(4, 6)))
     with pytest.raises(ValueError, match="capacity must be at least the number of classes, 6"):
         learner.init(learner.model.init(jax.random.key(0)), spec(clouds_by_task), jax.random.key(0))
+
+
+@pytest.mark.parametrize("scenario", ["class", "task"])
+def test_classes_are_counted_by_the_outputs_where_each_task_has_its_own(clouds_by_task, scenario):
+    """Three permutations of six classes are 18 classes to tell apart."""
+    stream = cl.permuted(clouds_by_task.data, 3, scenario)
+    learner = cl.reservoir_replay(17)(learning.backprop(mlp(4, 18)))
+    with pytest.raises(ValueError, match="capacity must be at least the number of classes, 18"):
+        learner.init(learner.model.init(jax.random.key(0)), spec(stream), jax.random.key(0))
+
+
+@pytest.mark.parametrize(("outer", "weight"), [(cl.naive, 1.0), (cl.replay(2), 0.25), (cl.der(6, 0.5), 0.25)])
+def test_rows_of_a_reservoir_weigh_as_the_current_ones_whatever_a_strategy_around_made_of_them(
+    clouds_by_task, rows_of_task, outer, weight
+):
+    """Four current rows and six stored ones: replay and DER around give the four 1/4 each; they have none yet."""
+    rule, seen = learning.backprop(mlp(4, 6)), []
+
+    def gradient(memory, params, batch, key):
+        seen.append(batch.weight)
+        return rule.gradient(memory, params, batch, key)
+
+    inside = cl.reservoir_replay(6, rows=6)(rule._replace(gradient=gradient))
+    learner = outer(inside)
+    params, indices = learner.model.init(jax.random.key(0)), clouds_by_task.draw(jax.random.key(0))
+    memory = learner.init(params, spec(clouds_by_task), jax.random.key(0))
+    batch = rows_of_task(clouds_by_task, indices, 0, jnp.arange(4, dtype=jnp.int32))
+    stored = rows_of_task(clouds_by_task, indices, 0, jnp.arange(6, dtype=jnp.int32))
+    _, _, held = inside.after_step(
+        memory if outer is cl.naive else memory.inner, params, params, (), stored, jax.random.key(1)
+    )
+    learner.gradient(held if outer is cl.naive else memory._replace(inner=held), params, batch, jax.random.key(2))
+    np.testing.assert_allclose(seen[0][seen[0] > 0], np.full(4 + 6, weight))

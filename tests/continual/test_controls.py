@@ -70,6 +70,15 @@ def test_a_penalty_around_separate_sees_through_gates_inside(clouds, drive):
     assert cl.separate(learning.backprop(MODEL)).view is None
 
 
+def test_rows_of_other_tasks_have_no_weight_in_a_separate_net(clouds, drive):
+    """So replay around it changes nothing.  Control: around a shared net it does."""
+    ends = lambda learner: [stage.progress.params for stage in drive(learner, clouds("task")).run()]
+    rule, mixing = learning.backprop(MODEL), cl.replay(2)
+    chex.assert_trees_all_close(ends(mixing(cl.separate(rule))), ends(cl.separate(rule)), atol=1e-12)
+    shared, alone = ends(mixing(rule))[-1], ends(rule)[-1]
+    assert np.abs(shared[0]["w"] - alone[0]["w"]).max() > 1e-4
+
+
 def test_separate_refuses_a_learner_that_trains_on_all():
     with pytest.raises(ValueError, match="take away joint or cumulative"):
         cl.separate(cl.joint(learning.backprop(MODEL)))

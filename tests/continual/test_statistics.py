@@ -16,7 +16,7 @@ def by_enumeration(d):
     return np.mean(far)
 
 
-@pytest.mark.parametrize("n", [1, 2, 3, 7, 10])
+@pytest.mark.parametrize("n", [1, 2, 3, 7, 10, 11])
 def test_the_test_counts_every_pattern_of_signs(n):
     rng = np.random.default_rng(n)
     for d in (rng.normal(size=n), rng.normal(size=n) + 1, np.ones(n), rng.integers(-2, 3, n).astype(float)):
@@ -87,6 +87,22 @@ def test_interval_and_effect_are_the_textbooks():
     assert (swapped.difference, swapped.effect, swapped.p) == pytest.approx((-found.difference, -found.effect, found.p))
 
 
+def test_up_to_forty_seeds_are_counted_exactly():
+    """38 differences of 1 and two of 0: the share of 2³⁸ patterns with at least 30 signs alike, from the binomial."""
+    d = np.concatenate([np.ones(34), -np.ones(4), np.zeros(2)])
+    assert cl.permutation_test(d) == pytest.approx(2 * stats.binom.cdf(4, 38, 0.5), rel=1e-12)
+    assert cl.permutation_test(np.ones(40)) == 2 / 2**40
+
+
+def test_beyond_that_the_interval_stays():
+    a, b = np.random.default_rng(3).normal(0.5, 0.1, (2, 41))
+    found = cl.compare(a, b)
+    low, high = stats.ttest_rel(a, b).confidence_interval()
+    assert (found.difference - found.half_width, found.difference + found.half_width) == pytest.approx((low, high))
+    assert np.isnan(found.p)
+    assert found.reason == "too many seeds to count all signs: 41, at most 40; the interval holds"
+
+
 def test_one_seed_has_no_interval():
     one = cl.compare(np.array([0.9]), np.array([0.1]))
     assert np.isnan([one.half_width, one.effect]).all()
@@ -102,7 +118,8 @@ def test_one_seed_has_no_interval():
             r"one value a seed from each learner, got shapes \(3,\) and \(4,\)",
         ),
         (lambda: cl.compare(np.ones((2, 2)), np.ones((2, 2))), "one value a seed"),
-        (lambda: cl.permutation_test(np.ones(21)), "takes 1 to 20 differences"),
+        (lambda: cl.permutation_test(np.ones(41)), "takes 1 to 40 differences"),
+        (lambda: cl.compare(np.array([1, np.nan]), np.ones(2)), "must be finite"),
         (lambda: cl.permutation_test(np.array([1, np.nan])), "must be finite"),
         (lambda: seeds_needed(0.0), "alpha must be between 0 and 1"),
     ],

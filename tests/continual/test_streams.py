@@ -233,7 +233,9 @@ def test_the_spec_tells_shapes_as_they_are(ragged, key, scenario):
     ("make", "sentence"),
     [
         (lambda d: cl.split(d, 7), "classes_per_task must be in 1 … 6, .* got 7"),
-        (lambda d: cl.split(d, 0), "classes_per_task must be in 1 … 6, .* got 0"),
+        (lambda d: cl.split(d, 0), "classes_per_task must be at least 1, got 0"),
+        (lambda d: cl.split(d, 2.0), "classes_per_task must be a whole number, got 2.0"),
+        (lambda d: cl.rotated(d, 2, degrees=float("nan")), "degrees must be positive and finite, got nan"),
         (lambda d: cl.split(d, 2, "taks"), "scenario must be .* got 'taks'"),
         (lambda d: cl.permuted(d, 2, "Class"), "scenario must be .* got 'Class'"),
         (lambda d: cl.permuted(d, 0), "tasks must be at least 1, got 0"),
