@@ -71,6 +71,8 @@ def answer(folders: Sequence[Path], sweeps: Sequence[Path], base: str, out: Path
     }
     name = configs[0]["experiment"].rsplit(".", 1)[-1]
     numbers, picture = out / f"{name}.json", out / f"{name}.png"
+    if numbers.is_file() and "base" not in read_json(numbers):
+        raise ValueError(f"{numbers} holds results of another kind, which would be lost. Name another folder: --out.")
     write_json(numbers, {"base": base, "runs": record, "sweeps": tries})
     with style(), replacing(picture) as part:
         effects(found, base).savefig(part, format="png", dpi=130)

@@ -15,7 +15,7 @@ import json
 import sys
 import warnings
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any, NamedTuple, TypeAlias
 
 import jax
 import numpy as np
@@ -29,12 +29,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the protocols
 from bptoolkit import runs
 from bptoolkit.runs.devices import prepare
 from bptoolkit.runs.environment import environment, provenance
-from bptoolkit.runs.published import Cell, Table, as_data, compared, paired, text_table
+from bptoolkit.runs.published import Cell, Table, as_data, compared, from_data, paired, text_table
 from bptoolkit.runs.record import read_json, write_json
 
 ROOT = Path(__file__).resolve().parent.parent
 TABLES = ROOT / "experiments" / "published"
 RESULTS = ROOT / "experiments" / "results"  # comparisons that are committed
+Place: TypeAlias = tuple[str, str]  # of a cell: its method and its column
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,12 +109,18 @@ def check(options: Options, table: Table) -> None:
             raise ValueError(f"The table has no {kind} {strange[0]!r}; it has {', '.join(known)}.")
     if options.seeds < 0:
         raise ValueError(f"--seeds must be at least 0, got {options.seeds}.")
+    if options.devices is not None and options.devices < 1:
+        raise ValueError(f"--devices must be at least 1, got {options.devices}. Leave it out for one a core.")
+    for name, folder in (("--out", options.out), ("--runs", options.runs)):
+        if folder is not None and (bad := next((p for p in (folder, *folder.parents) if p.is_file()), None)):
+            raise ValueError(f"{name} must be a folder, and {bad} is a file.")
 
 
 def report(table: Table, options: Options, folder: Path) -> None:
     """Print the comparison of what was asked for, and leave that of the whole table as data.
 
-    Cells of which no seed is here stay as they were in the file, so that some rows can be run without the others.
+    Cells of which more seeds stand in the file than are here stay there as they were, so that some rows can be run
+    without the others, and a few seeds do not take the place of many; of those without a seed here, they are printed.
     """
     cells = {
         (method, column): cell_of(table, method, column, options.key, folder)
@@ -121,36 +128,39 @@ def report(table: Table, options: Options, folder: Path) -> None:
         for column in table.columns
         if column in table.published[method]
     }
+    path = None if options.out is None else options.out / f"{slug(options.table)}.json"
+    former = read_json(path) if path is not None and path.is_file() else {}
+    held = former_cells(former, table, cells)
     methods, columns = options.methods or table.published, options.columns or table.columns
-    shown = {place: cell for place, cell in cells.items() if place[0] in methods and place[1] in columns}
+    asked = [place for place in cells if place[0] in methods and place[1] in columns]
+    standing = [place for place in asked if not cells[place].n and place in held]
+    shown = {place: held[place] if place in standing else cells[place] for place in asked}
     text = text_table(table, shown)
-    if options.out is None or not any(one.n for one in shown.values()):
+    if standing:
+        text += f"\n- no seed is here of {', '.join(map('/'.join, standing))}: as in {path}"
+    if path is None or not any(cells[place].n for place in asked):
         print(text)
         return
-    options.out.mkdir(parents=True, exist_ok=True)
-    path = options.out / f"{slug(options.table)}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
     made = provenance(environment({})) | {"key": options.key, "sources": sources(folder)}
-    data = beside_former(as_data(table, cells, made), read_json(path) if path.is_file() else {})
+    stays = {place: held[place] for place in cells if place in held and held[place].n > cells[place].n}
+    data = as_data(table, cells | stays, made)
+    if stays:
+        data["former"] = [*former.get("former", ()), former["made"]]
     write_json(path, data)  # before anything is printed, which a closed pipe may end
+    for method, column in stays:
+        if cells[method, column].n:
+            text += f"\n- {method}/{column}: the {stays[method, column].n} seeds of the file stay there"
     print(f"{text}\n\n{path}")
 
 
-def beside_former(data: dict[str, Any], former: dict[str, Any]) -> dict[str, Any]:
-    """The comparison with the former cells in place of those without a seed; "former" tells how they were made."""
-    if former.get("title") != data["title"]:
-        return data
-    held = {(cell["method"], cell["column"]): cell for cell in former["cells"] if cell["n"]}
-
-    def kept(cell: dict[str, Any]) -> dict[str, Any]:
-        old = held.get((cell["method"], cell["column"]))
-        if old is None or cell["n"] or not set(cell["deviations"]) <= set(old["deviations"]):
-            return cell
-        return old
-
-    cells = [kept(cell) for cell in data["cells"]]
-    if cells == data["cells"]:
-        return data
-    return data | {"cells": cells, "former": [*former.get("former", ()), former["made"]]}
+def former_cells(former: dict[str, Any], table: Table, cells: dict[Place, Cell]) -> dict[Place, Cell]:
+    """Those of a comparison's cells that have seeds, and are of the same protocol."""
+    if former.get("title") != table.title:
+        return {}
+    read = {(cell["method"], cell["column"]): from_data(cell) for cell in former["cells"] if cell["n"]}
+    same = lambda place: place in cells and set(cells[place].deviations) <= set(read[place].deviations)
+    return {place: cell for place, cell in read.items() if same(place)}
 
 
 def cell_of(table: Table, method: str, column: str, key: int, folder: Path) -> Cell:

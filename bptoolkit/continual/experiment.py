@@ -66,8 +66,8 @@ class Experiment:
         params = jax.eval_shape(learner.model.init, jax.random.key(0))
         described = self.described()
         check_outputs(learner.model, params, described.example)
-        if self.probe is not None:
-            hidden_units(learner.model, params, "probe")
+        if self.probe is not None and not hidden_units(learner.model, params, "probe"):
+            raise ValueError("probe needs a model with hidden units, got one with none. Leave it out: probe=None.")
         jax.eval_shape(lambda params, key: learner.init(params, described, key), params, jax.random.key(0))
 
     def described(self) -> StreamSpec:

@@ -40,7 +40,7 @@ def contrasts(runs: "Sequence[xarray.Dataset]", base: str) -> list[list[dict[str
         runs, for each measure by itself.
 
     Raises:
-        RunError: a run without that net, or with more than 40 seeds.
+        RunError: a run without that net or any other, or with more than 40 seeds.
     """
     from scipy.stats import false_discovery_control
 
@@ -48,7 +48,7 @@ def contrasts(runs: "Sequence[xarray.Dataset]", base: str) -> list[list[dict[str
     every = [row for rows in found for row in rows]
     for measure in MEASURES:
         known = [row[measure] for row in every if row[measure]["p"] is not None]
-        adjusted = false_discovery_control([one["p"] for one in known]) if known else ()
+        adjusted = false_discovery_control([float(one["p"]) for one in known]) if known else ()
         for one, q in zip(known, adjusted, strict=True):
             one["q"] = float(q)
     return found
@@ -86,6 +86,8 @@ def _of_run(results: "xarray.Dataset", base: str) -> list[dict[str, Any]]:
     nets = [str(net) for net in results["net"].values]
     if base not in nets:
         raise RunError(f"A contrast with {base!r} needs that net in every run, got {', '.join(nets)}.")
+    if len(nets) < 2:
+        raise RunError(f"A contrast needs another net beside {base!r} in every run, got none.")
     if results.sizes["seed"] > EXACT_UP_TO:
         raise RunError(f"An exact test takes at most {EXACT_UP_TO} seeds, got {results.sizes['seed']}.")
     return [

@@ -20,7 +20,7 @@ from jaxtyping import Float
 from bptoolkit.continual.experiment import Experiment
 from bptoolkit.continual.streams import Scenario
 
-__all__ = ["Cell", "Column", "Figure", "Table", "as_data", "compared", "paired", "sem", "text_table"]
+__all__ = ["Cell", "Column", "Figure", "Table", "as_data", "compared", "from_data", "paired", "sem", "text_table"]
 
 MARKS = ("src", "ft", "3p", "fig", "rec", "own")
 UNVERIFIED = ("fig", "rec")
@@ -161,6 +161,16 @@ def as_data(table: Table, cells: Mapping[tuple[str, str], Cell], made: Mapping[s
             for (method, column), cell in cells.items()
         ],
     }
+
+
+def from_data(cell: Mapping[str, Any]) -> Cell:
+    """A cell as `as_data` wrote it."""
+    published = None if cell["published"] is None else Figure(**cell["published"])
+    measured, error, difference, z = (
+        math.nan if cell[name] is None else cell[name] for name in ("measured", "sem", "difference", "sems")
+    )
+    values = {int(seed): value for seed, value in cell["values"].items()}
+    return Cell(published, measured, error, cell["n"], difference, z, cell["near"], tuple(cell["deviations"]), values)
 
 
 def _verdict(cell: Cell) -> str:

@@ -68,7 +68,7 @@ def plan(define: Define, config: Any, over: Mapping[str, Sequence[Any]]) -> Plan
 
     Raises:
         ValueError: no field, no field of that name, one that is an axis of every result already, a value twice; a
-            traced value out of its field's range.
+            traced value out of its field's range; different numbers of tasks.
     """
     known = [field.name for field in fields(config)]
     if not over:
@@ -88,7 +88,24 @@ def plan(define: Define, config: Any, over: Mapping[str, Sequence[Any]]) -> Plan
             check_fields(replace(config, **{name: value}))
     static = [name for name in over if name not in traced]
     chosen = [dict(zip(static, values, strict=True)) for values in itertools.product(*(over[name] for name in static))]
-    return Plan(over, traced, tuple(Cell(values, replace(config, **values)) for values in chosen))
+    cells = tuple(Cell(values, replace(config, **values)) for values in chosen)
+    _check_tasks(define, cells)
+    return Plan(over, traced, cells)
+
+
+def _check_tasks(define: Define, cells: Sequence[Cell]) -> None:
+    """Raise where cells differ in their number of tasks; one that cannot be defined fails in its turn."""
+    counts = set()
+    for cell in cells:
+        try:
+            counts |= {experiment.stream.tasks for experiment in define(cell.config).values()}
+        except (ValueError, RunError):
+            continue
+    if len(counts) > 1:
+        raise ValueError(
+            f"All cells of a sweep need the same number of tasks, got {' and '.join(map(str, sorted(counts)))}: their "
+            "averages cannot be compared. Sweep over that field in runs of their own."
+        )
 
 
 def sweep(
@@ -131,11 +148,6 @@ def sweep(
     failed = {named(state["cell"]): state["error"] for state in states if state["error"]}
     if not found:
         raise RunError(f"Every cell of the sweep failed, the first with: {next(iter(failed.values()))}")
-    if len(counts := sorted({one.sizes["on"] for one in found})) > 1:
-        raise RunError(
-            f"All cells of a sweep need the same number of tasks, got {' and '.join(map(str, counts))}: their averages "
-            f"cannot be compared. Sweep over that field in runs of their own; the cells are in {folder / 'cells'}."
-        )
     results = whole(found, asked.over).assign_attrs(over=list(asked.over), failed=list(failed.values()))
     if is_leader():
         save_dataset(folder / SWEEP, results)

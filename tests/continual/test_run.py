@@ -420,6 +420,8 @@ def test_plasticity_of_a_net_that_settles_is_of_its_settled_states(clouds):
 def test_a_probe_needs_rows_and_units_to_look_at(clouds):
     with pytest.raises(ValueError, match="probe must be 1 … 10,000 rows, or None, got 0"):
         experiment(clouds, probe=0)
+    with pytest.raises(ValueError, match="probe needs a model with hidden units, got one with none"):
+        experiment(clouds, mlp(4, 6), probe=4).check()
     hidden = MODEL._replace(layers=None)
     with pytest.raises(ValueError, match="probe needs a model that shows its hidden units"):
         experiment(clouds, hidden, probe=4).check()

@@ -10,6 +10,7 @@ import scipy.stats
 import xarray
 
 from bptoolkit import continual as cl
+from bptoolkit import runs
 from bptoolkit.runs import RunError, contrasts, finish, open_run, save_results, save_summary
 from bptoolkit.runs.contrasts import joined
 from bptoolkit.runs.figures.effects import effects
@@ -59,6 +60,17 @@ def test_q_is_the_smallest_rate_of_false_discoveries_at_which_a_difference_count
     for one in known:
         wanted = min(p[k - 1] * m / k for k in range(1, m + 1) if p[k - 1] >= one["p"])
         assert one["q"] == pytest.approx(min(1, wanted))
+
+
+def test_one_seed_can_tell_nothing(make):
+    """Where p is 1 for all, so is q."""
+    (rows,) = contrasts([make(seeds=1)], "static")
+    assert {row[MEASURE]["q"] for row in rows} <= {1.0, None}
+
+
+def test_the_base_alone_is_refused(results):
+    with pytest.raises(RunError, match="needs another net beside 'static'"):
+        contrasts([results.sel(net=["static"])], "static")
 
 
 def test_a_net_that_is_missing_is_told(results):
@@ -162,3 +174,7 @@ def test_the_script_refuses_what_it_cannot_answer(script, make, tmp_path, capsys
         assert script.main(tuple(folders), out=tmp_path / "out") == 2
         assert sentence in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+    name = runs.load_config(same[0])["experiment"].rsplit(".", 1)[-1]
+    write_json(tmp_path / f"{name}.json", {"rows": []})
+    assert script.main((same[0],), out=tmp_path) == 2
+    assert "holds results of another kind" in capsys.readouterr().err

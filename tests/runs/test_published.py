@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 
-from bptoolkit.runs.published import Column, Figure, Table, as_data, compared, paired, sem, text_table
+from bptoolkit.runs.published import Column, Figure, Table, as_data, compared, from_data, paired, sem, text_table
 
 TABLE = Table(
     "A table",
@@ -82,6 +82,17 @@ def test_the_data_is_plain_and_null_where_nothing_is():
     assert cell["measured"] is cell["sem"] is cell["near"] is None
     assert cell["published"] == {"mean": 88.79, "sem": 0.20, "mark": "3p"}
     assert (cell["n"], cell["values"]) == (0, {})
+
+
+def test_a_cell_is_read_as_it_was_written():
+    cells = {
+        ("ER", "Class"): compared(TABLE.published["ER"]["Class"], {0: 88.0, 2: 89.0}, ("half the steps",)),
+        ("SI", "Class"): compared(None, {1: 3.0}),
+    }
+    text = json.dumps(as_data(TABLE, cells, {}), allow_nan=False)
+    read = {(cell["method"], cell["column"]): from_data(cell) for cell in json.loads(text)["cells"]}
+    assert as_data(TABLE, read, {}) == as_data(TABLE, cells, {})
+    assert read["ER", "Class"] == cells["ER", "Class"]
 
 
 def test_beside_another_table_what_seeds_share_cancels():

@@ -128,6 +128,26 @@ def test_rows_that_were_not_asked_for_stay_in_the_file(command):
     assert counts() == {"None": 1, "ER": 0, "Unknown": 0}
 
 
+def test_few_seeds_do_not_take_the_place_of_many(command):
+    """Three are in the file, one is here: it is printed, and the three stay; with none here, the three are printed."""
+    out, folder = command.folder / "out" / "nobody2026-small.json", command.folder / "runs" / "nobody2026-small"
+    cell = lambda: json.loads(out.read_text())["cells"][0]
+    command("--seeds", "3", "--methods", "None")
+    three = cell()
+    for seed in (1, 2):
+        (folder / f"None-class-{seed}.json").unlink()
+    _, text, _ = command("--seeds", "1", "--methods", "None")
+    assert "None/Class: the 3 seeds of the file stay there" in text
+    assert f"{three['values']['0']:.2f}   1 " in text
+    assert cell() == three
+    (folder / "None-class-0.json").unlink()
+    before = out.read_text()
+    _, text, _ = command("--seeds", "0", "--methods", "None")
+    assert f"{three['measured']:.2f} ± {three['sem']:.2f}   3 " in text
+    assert "no seed is here of None/Class: as in" in text
+    assert out.read_text() == before
+
+
 def test_a_seed_that_is_missing_is_run_again_and_is_the_same(command):
     whole = command("--seeds", "2", "--methods", "None")
     values = lambda: json.loads((command.folder / "out" / "nobody2026-small.json").read_text())["cells"][0]["values"]
@@ -255,6 +275,8 @@ def test_bad_words_are_refused(command):
         (("--methods", "Magic"), "no row 'Magic'"),
         (("--columns", "Magic"), "no column 'Magic'"),
         (("--seeds", "-1"), "--seeds must be at least 0"),
+        (("--devices", "0"), "--devices must be at least 1"),
+        (("--out", __file__), "--out must be a folder"),
     ):
         code, text, _ = command(*arguments)
         assert code == 2
