@@ -187,6 +187,22 @@ def test_evaluations_between_the_ends_only_lower_the_minimum():
     assert np.isnan(cl.stability_gap(a[[0, 3]], ends=[0, 1]))  # not looked for
 
 
+def test_the_stability_gap_of_three_tasks_and_two_seeds():
+    """Each task counts in the stage that follows its own, and there alone; tests 1, 4 and 7 end the stages.
+
+    Seed 0: task 1 goes 0.9, 0.4, 0.6, 0.7 in stage 2, a gap of 0.7 − 0.4; task 2 goes 0.8, 0.7, 0.6, 0.85 in stage 3,
+    a gap of 0.8 − 0.6.  Seed 1: task 1 goes 0.5, 0.6, 0.7, 0.8, which is no gap; task 2 goes 0.9, 0.3, 0.4, 0.5, a gap
+    of 0.5 − 0.3.  Means 0.25 and 0.1.  What is lower outside of these stages, or in task 3, plays no part.
+    """
+    a = np.zeros((2, 8, 3))
+    a[0, :, 0] = [0.1, 0.9, 0.4, 0.6, 0.7, 0.2, 0.1, 0.5]
+    a[0, :, 1] = [0.0, 0.0, 0.1, 0.9, 0.8, 0.7, 0.6, 0.85]
+    a[1, :, 0] = [0.2, 0.5, 0.6, 0.7, 0.8, 0.0, 0.3, 0.4]
+    a[1, :, 1] = [0.1, 0.2, 0.0, 0.4, 0.9, 0.3, 0.4, 0.5]
+    a[:, :, 2] = [0.3, 0.2, 0.1, 0.0, 0.4, 0.1, 0.9, 1.0]
+    np.testing.assert_allclose(cl.stability_gap(a, ends=[1, 4, 7]), [0.25, 0.1], atol=1e-12)
+
+
 @pytest.mark.parametrize("ends", [[0], [1, 0], [0, 4], [-1, 2], [0, 1, 2]])
 def test_ends_that_do_not_fit_are_refused(ends):
     with pytest.raises(ValueError, match="ends must"):

@@ -50,6 +50,27 @@ def test_dormant_units_rank_and_norm(params, rows):
     np.testing.assert_allclose(found.weight_norm**2, sum(np.sum(np.square(leaf)) for leaf in jax.tree.leaves(dead)))
 
 
+# E|h| of the lower layer is 1, 2, 3, 6, 8: a mean of 4 and a maximum of 8.  That of the upper is 300, 120: 210 and 300.
+# x is the unit matrix and no layer bends, so that the lower weights are the activities, a row for each input.
+LINEAR = mlp(4, 5, 2, 6, activation=lambda h: h)
+ACTIVITIES = jnp.array([[4.0, 2, 3, 0, 8], [0, -2, 3, -12, 8], [0, 2, 3, 12, -8], [0, -2, 3, 0, -8]])
+SCORED = (
+    {"w": ACTIVITIES, "b": jnp.zeros(5)},
+    {"w": jnp.zeros((5, 2)).at[2].set(jnp.array([100.0, 40.0])), "b": jnp.zeros(2)},
+    {"w": jnp.ones((2, 6)), "b": jnp.zeros(6)},
+)
+
+
+@pytest.mark.parametrize(("threshold", "dormant"), [(0.0, 0), (0.49, 1), (0.5, 2), (0.6, 3), (1.5, 6)])
+def test_a_unit_is_dormant_by_the_mean_of_its_own_layer(threshold, dormant):
+    """τ · mean is 0, 1.96, 2, 2.4 and 6 below, 0, 102.9, 105, 126 and 315 above.
+
+    By the maximum, 4 and 150 at τ = 0.5, four of seven would be dormant; by a mean over both layers, 31, five.
+    """
+    found = cl.plasticity(LINEAR, SCORED, jnp.eye(4), threshold).dormant
+    np.testing.assert_allclose(found, dormant / 7, atol=1e-12)
+
+
 @pytest.mark.parametrize(("rank", "features"), [(1, np.ones((6, 4))), (4, np.eye(4)), (0, np.zeros((3, 4)))])
 def test_the_effective_rank_of_what_one_knows(rank, features):
     np.testing.assert_allclose(cl.effective_rank(jnp.asarray(features)), rank, rtol=1e-9)
@@ -87,6 +108,21 @@ def test_silent_units_renewed_change_no_answer(params, rows):
     np.testing.assert_array_equal(changed, [False, True, False, True, False])
     np.testing.assert_array_equal(np.asarray(renewed[1]["w"])[[1, 3]], 0)
     chex.assert_trees_all_equal(step(memory, dead)[0], dead)  # the next step is not one of every two
+
+
+def test_redo_renews_the_units_below_its_share_of_the_mean():
+    """τ = 0.5: of E|h| = 1, 2, 3, 6, 8 the first two, above none.  By the maximum, the third and an upper one too.
+
+    A fifth row, of weight 0, would raise all of them.
+    """
+    x = jnp.concatenate([jnp.eye(4), jnp.full((1, 4), 50.0)])
+    rows = learning.rows_of(x, jnp.zeros(5, jnp.int32), 6, 1.0)._replace(weight=jnp.array([1.0, 1, 1, 1, 0]))
+    np.testing.assert_allclose(mean_activity(LINEAR, SCORED, rows)[0], [1, 2, 3, 6, 8], atol=1e-12)
+    learner = cl.redo(0.5, every=1)(learning.backprop(LINEAR))
+    memory = learner.init(SCORED, None, jax.random.key(0))
+    renewed = jax.jit(lambda m, p: learner.after_step(m, p, p, (), rows, jax.random.key(5))[0])(memory, SCORED)
+    changed = [np.any(np.asarray(new["w"] != old["w"]), 0).tolist() for new, old in zip(renewed, SCORED, strict=True)]
+    assert changed == [[True, True, False, False, False], [False, False], [False] * 6]
 
 
 def test_renewed_weights_are_fresh_ones_and_moments_forget_them(params):

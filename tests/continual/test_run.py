@@ -241,6 +241,23 @@ def test_joint_trains_a_new_net_on_all_tasks_so_far(clouds):
     assert result.cost.steps == (1 + 2 + 3) * STEPS
 
 
+def test_cumulative_trains_the_same_net_on_over_all_tasks_so_far(clouds):
+    """Stage k: from where it is, its velocity too, k times the steps over the rows of tasks 1 … k.
+
+    Negative control: anew from the first weights, as `joint` would, it ends elsewhere.
+    """
+    start = MODEL.init(jax.random.key(7))
+    result = in_order(clouds, cl.cumulative(learning.backprop(at(start))), batch=None)
+    still = jax.tree.map(jnp.zeros_like, start)
+    params, velocity = start, still
+    for k in range(3):
+        params, velocity = descend(params, clouds.train, sum(TASKS[: k + 1], ()), (k + 1) * STEPS, velocity)
+        np.testing.assert_allclose(result.accuracy[0, k], accuracies(params, clouds.test))
+    chex.assert_trees_all_close(weights(result, 0), params, atol=1e-11)
+    anew, _ = descend(start, clouds.train, sum(TASKS, ()), 3 * STEPS, still)
+    assert max(jnp.abs(a - b).max() for a, b in zip(*map(jax.tree.leaves, (anew, params)), strict=True)) > 0.01
+
+
 def test_accuracies_are_those_of_the_weights_that_come_out(clouds, recorded):
     """With classes dealt by the seed's key: tasks are read off the untrained rows of `draw` through the data."""
     result, stream = recorded[0], cl.split(clouds, 2)

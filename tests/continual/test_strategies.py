@@ -1,5 +1,6 @@
 """What every strategy owes, alone and composed, on a static and on a settling net, in the three scenarios."""
 
+from functools import cache
 from importlib import import_module
 from itertools import pairwise
 from pkgutil import iter_modules
@@ -13,6 +14,7 @@ import pytest
 from bptoolkit import continual as cl
 from bptoolkit import learning
 from bptoolkit.fixed_point import almeida_pineda, implicit, picard
+from bptoolkit.learning.warm import Starts
 from bptoolkit.models import equilibrium, mlp, rate_cell
 
 RELAX = implicit(picard(), almeida_pineda())  # compiles in half the time of the choice made by itself
@@ -73,6 +75,98 @@ def test_a_strategy_learns_every_task_in_one_program(strategy, net, scenario, cl
     assert len(traces) > 0
     assert seen == [len(traces)] * 3
     assert all(np.abs(one - other).max() > 1e-6 for one, other in pairwise(ends))
+
+
+# Other rules than `backprop` of a cross-entropy: for one strategy of every module, the last of its examples.
+FAMILIES = [list(module.EXAMPLES)[-1] for module in MODULES if hasattr(module, "EXAMPLES")]
+LOSSES = {  # by hand, of logits o and targets t
+    learning.binary_cross_entropy: lambda o, t: np.logaddexp(0, np.where(t > 0, -o, o)),
+    learning.squared_error: lambda o, t: (t - o) ** 2 / 2,
+}
+UNSERVED = {
+    ("lwf with drawn heads", learning.binary_cross_entropy): "lwf needs a learner that follows a cross-entropy of soft",
+    ("lwf with drawn heads", learning.squared_error): "lwf needs a learner that follows a cross-entropy of softmaxes",
+    ("icarl", learning.squared_error): "icarl needs a cross-entropy",
+}
+SERVED = [(name, learning.binary_cross_entropy) for name in FAMILIES] + [
+    (name, learning.squared_error) for name in ("reservoir_replay", "der_plus_plus", "mas")
+]
+# All that call their rule in a way of their own, and "mas" for those that leave this to `adding`.
+KEEPERS = [
+    pytest.param(name, marks=pytest.mark.slow) if name == "fromp" else name
+    for name in FAMILIES
+    if name not in ("ogd", "rwalk", "continual backprop")
+]
+named = lambda value: getattr(value, "__name__", None)
+
+
+@pytest.fixture(scope="module")
+def told(clouds, drive):
+    """The function (strategy, rule) -> it, driven through three tasks of which it is told, and its stages."""
+
+    def go(strategy, rule):
+        driven = drive(strategy(rule), clouds("task"), steps=STEPS)
+        return driven, driven.run()
+
+    return go
+
+
+@pytest.fixture(scope="module")
+def naive_end(told):
+    """The function of a rule's name -> where naive training by it ends."""
+    rules = {loss.__name__: learning.backprop(NETS["static"](6), loss) for loss in LOSSES}
+    rules["warm"] = learning.warm_backprop(NETS["recurrent"](6), 24)
+    return cache(lambda name: told(cl.naive, rules[name])[1][-1].progress.params)
+
+
+def gap(one, other):
+    return max(np.abs(a - b).max() for a, b in zip(*map(jax.tree.leaves, (one, other)), strict=True))
+
+
+@pytest.mark.parametrize(("strategy", "loss"), [case for case in SERVED if case not in UNSERVED], ids=named)
+def test_a_strategy_goes_by_the_loss_that_its_rule_follows(strategy, loss, told, naive_end):
+    """Its first loss is that of its first answers, by hand; it ends elsewhere than naive training by the same loss."""
+    driven, stages = told(STRATEGIES[strategy], learning.backprop(NETS["static"](6), loss))
+    if strategy != "hat":  # it learns with attention softer than it answers with
+        start, rows = driven.begin(), driven.rows(0)
+        answers, _ = driven.learner.predict(start.memory, start.params, rows)
+        each = LOSSES[loss](np.asarray(answers), np.asarray(rows.target))
+        np.testing.assert_allclose(stages[0].loss[0], np.sum(each, 1, where=rows.active).mean(), rtol=1e-9)
+    assert all(np.isfinite(stage.loss).all() and np.isfinite(stage.logits).all() for stage in stages)
+    assert gap(stages[-1].progress.params, naive_end(loss.__name__)) > 1e-6
+
+
+@pytest.mark.parametrize(("strategy", "loss"), UNSERVED, ids=named)
+def test_a_loss_that_cannot_serve_is_refused(strategy, loss):
+    with pytest.raises(ValueError, match=UNSERVED[strategy, loss]):
+        STRATEGIES[strategy](learning.backprop(NETS["static"](6), loss))
+
+
+@pytest.fixture(scope="module")
+def warm(told):
+    """The function of a strategy's name -> where it ends around a rule that remembers 24 rows, all there are."""
+    rule = learning.warm_backprop(NETS["recurrent"](6), 24)
+    return cache(lambda strategy: told(STRATEGIES[strategy], rule)[1][-1])
+
+
+@pytest.mark.parametrize("strategy", KEEPERS)
+def test_what_a_rule_remembers_stays_with_it_inside_of_a_strategy(strategy, warm, naive_end):
+    """Every row has its start of settling in the end; and it ends elsewhere than naive training by the same rule."""
+    end = warm(strategy)
+    starts = lambda tree: isinstance(tree, Starts)
+    found = [tree.z for tree in jax.tree.leaves(end.progress.memory, is_leaf=starts) if starts(tree)]
+    known = max(np.any(np.asarray(z) != 0, axis=-1).sum() for z in found)
+    assert 0 < known <= 12 if strategy == "gdumb" else known == 24  # it learns from two rows a class
+    assert np.isfinite(end.loss).all()
+    assert np.isfinite(end.logits).all()
+    assert gap(end.progress.params, naive_end("warm")) > 1e-6
+
+
+@pytest.mark.parametrize("strategy", ["generative_replay", "der_plus_plus"])
+def test_warm_starts_change_no_way_of_learning(strategy, warm, told):
+    """Also where rows are of no data, or one row is there with two losses: to the tolerance as from cold starts."""
+    cold = told(STRATEGIES[strategy], learning.backprop(NETS["recurrent"](6)))[1][-1]
+    assert gap(warm(strategy).progress.params, cold.progress.params) < 1e-7
 
 
 @pytest.mark.parametrize("scenario", ["class", "task"])
