@@ -131,6 +131,9 @@ def report(table: Table, options: Options, folder: Path) -> None:
     path = None if options.out is None else options.out / f"{slug(options.table)}.json"
     former = read_json(path) if path is not None and path.is_file() else {}
     held = former_cells(former, table, cells)
+    if table.peer:  # beside the peer as it is now
+        beside = lambda place: of_peer(table.peer, place[0], place[1], options.key, folder.parent)
+        held = {place: paired(beside(place), cell.values, cell.deviations) for place, cell in held.items()}
     methods, columns = options.methods or table.published, options.columns or table.columns
     asked = [place for place in cells if place[0] in methods and place[1] in columns]
     standing = [place for place in asked if not cells[place].n and place in held]
@@ -145,6 +148,8 @@ def report(table: Table, options: Options, folder: Path) -> None:
     made = provenance(environment({})) | {"key": options.key, "sources": sources(folder)}
     stays = {place: held[place] for place in cells if place in held and held[place].n > cells[place].n}
     data = as_data(table, cells | stays, made)
+    for cell in data["cells"]:
+        cell["protocol"] = protocol(table, cell["method"], cell["column"])
     if stays:
         data["former"] = [*former.get("former", ()), former["made"]]
     write_json(path, data)  # before anything is printed, which a closed pipe may end
@@ -158,9 +163,22 @@ def former_cells(former: dict[str, Any], table: Table, cells: dict[Place, Cell])
     """Those of a comparison's cells that have seeds, and are of the same protocol."""
     if former.get("title") != table.title:
         return {}
-    read = {(cell["method"], cell["column"]): from_data(cell) for cell in former["cells"] if cell["n"]}
-    same = lambda place: place in cells and set(cells[place].deviations) <= set(read[place].deviations)
-    return {place: cell for place, cell in read.items() if same(place)}
+    read = {(cell["method"], cell["column"]): cell for cell in former["cells"] if cell["n"]}
+
+    def same(place: Place) -> bool:
+        told = place in cells and set(cells[place].deviations) <= set(read[place]["deviations"])
+        return told and read[place].get("protocol") == protocol(table, *place)
+
+    return {place: from_data(cell) for place, cell in read.items() if same(place)}
+
+
+def protocol(table: Table, method: str, column: str) -> dict[str, Any] | None:
+    """The budget of a cell: seeds of another are not taken for its own.  None where there is no such method yet."""
+    scenario = table.columns[column].scenario
+    if table.define(method, scenario) is None:
+        return None
+    whole = identity(table, Job(method, scenario, ()), 0)
+    return {name: whole[name] for name in ("steps", "batch", "tasks")}
 
 
 def cell_of(table: Table, method: str, column: str, key: int, folder: Path) -> Cell:
@@ -185,10 +203,9 @@ def of_peer(name: str, method: str, column: str, key: int, runs: Path) -> dict[i
     held = read_json(path) if path.is_file() else {}
     if held.get("title") != table.title or held["made"]["key"] != key:
         return here
-    deviations = set(table.deviations(method, table.columns[column].scenario))
-    same = lambda cell: (cell["method"], cell["column"]) == (method, column) and deviations <= set(cell["deviations"])
-    committed = {int(seed): value for cell in filter(same, held["cells"]) for seed, value in cell["values"].items()}
-    return committed | here
+    deviations = table.deviations(method, table.columns[column].scenario)
+    committed = former_cells(held, table, {(method, column): compared(None, {}, deviations)})
+    return {seed: value for cell in committed.values() for seed, value in cell.values.items()} | here
 
 
 def by_seed(table: Table, method: str, column: str, key: int, folder: Path) -> tuple[dict[int, float], int]:

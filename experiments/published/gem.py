@@ -30,7 +30,6 @@ DEVIATIONS = {
         "information; the rows are any of the task's, where the code takes the first that came",
     ),
     "GEM": ("the rows kept of a task are any of its rows, where the code keeps the last that came",),
-    "multimodal": ("all biases start at 0, where the code leaves those of the second shared layer drawn",),
 }
 
 
@@ -75,13 +74,19 @@ class Kept(NamedTuple):
 
 
 def own_inputs(learner: Learner) -> Learner:
-    """An input layer for every task and all other layers shared: the authors' "multimodal".  It is told the task."""
+    """An input layer for every task and all other layers shared: the authors' "multimodal".  It is told the task.
+
+    Biases start at 0, but for those of the second shared layer, which their code does not reset: drawn as its weights.
+    """
     net = learner.model
 
     def init(key: Key) -> Params:
-        key, own_key = jax.random.split(key)
+        key, own_key, bias_key = jax.random.split(key, 3)
         drawn = jax.vmap(lambda key: net.init(key)[0])(jax.random.split(own_key, TASKS))
-        return (drawn, *net.init(key)[1:])
+        _, first, second, *rest = net.init(key)
+        limit = second["w"].shape[0] ** -0.5
+        bias = jax.random.uniform(bias_key, second["b"].shape, second["b"].dtype, -limit, limit)
+        return (drawn, first, second | {"b": bias}, *rest)
 
     def seen(memory: Kept, params: Params, task) -> Params:
         return (jax.tree.map(lambda leaf: leaf[task], params[0]), *params[1:])

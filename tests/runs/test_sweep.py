@@ -86,12 +86,12 @@ def test_a_number_that_an_experiment_changes_is_not_taken_for_traced():
 
 def test_a_field_left_out_is_not_taken_for_traced():
     """None, which no experiment holds as a number, is a value of its own."""
-    asked = plan(define, Config(), {"per_task": [None, 1]})
+    asked = plan(define, Config(), {"per_task": [None, 2]})
     assert asked.grid == {}
-    assert [cell.config.per_task for cell in asked.cells] == [None, 1]
+    assert [cell.config.per_task for cell in asked.cells] == [None, 2]
 
 
-def test_cells_of_different_numbers_of_tasks_are_not_averaged_together():
+def test_cells_of_different_numbers_of_tasks_are_not_averaged_together(tmp_path):
     """Which is said before anything is trained."""
     with pytest.raises(ValueError, match="the same number of tasks, got 2 and 4"):
         plan(define, Config(), {"per_task": [1, 2]})
