@@ -47,6 +47,7 @@ class Grid:
     settle_steps: Count = 60  # allowed to a relaxation
     evaluate_every: Count | None = None  # updates between two tests of all tasks; None tests after each task only
     probe: Count | None = 256  # test rows on which plasticity is measured after each task; None measures none
+    diagnose: Count | None = None  # test rows of each task by which it is told why the net answers wrongly; None: not
 
     def __post_init__(self):
         check_fields(self)
@@ -65,6 +66,7 @@ def grid(dataset: Dataset, config: Grid) -> dict[str, cl.Experiment]:
             hyper=hyper,
             evaluate_every=config.evaluate_every,
             probe=config.probe,
+            diagnose=config.diagnose,
         )
         for scenario in config.scenario
         for net in config.nets

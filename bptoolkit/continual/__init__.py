@@ -7,7 +7,7 @@ from bptoolkit.continual.choose import Choice, choose, held_out
 from bptoolkit.continual.controls import cumulative, joint, naive, random_features, separate, shallow
 from bptoolkit.continual.convert import Convention, convert_strength
 from bptoolkit.continual.cost import memory_bytes
-from bptoolkit.continual.diagnose import Diagnosis, diagnose
+from bptoolkit.continual.diagnose import Diagnosis, Findings, diagnose
 from bptoolkit.continual.distil import lwf
 from bptoolkit.continual.distilled_replay import der, der_plus_plus
 from bptoolkit.continual.experiment import Cost, Experiment, Hyper, Result
@@ -51,6 +51,7 @@ __all__ = [
     "Cost",
     "Diagnosis",
     "Experiment",
+    "Findings",
     "Grid",
     "Hyper",
     "Indices",

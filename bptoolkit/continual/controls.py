@@ -140,7 +140,7 @@ def separate(learner: Learner) -> Learner:
         start_task=start_task,
         end_task=end_task,
         predict=predict,
-    )._replace(curriculum=OWN_ROWS._replace(reset_optimizer=True), alone=True)
+    )._replace(curriculum=OWN_ROWS._replace(reset_optimizer=True), alone=True, apart=True)
 
 
 def _with_inner(memory: Nets, function, *arguments):

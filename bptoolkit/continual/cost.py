@@ -1,10 +1,11 @@
 """What a prediction costs: operations as the compiler counts them, and time."""
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import jax
 import numpy as np
+from jax.extend.core import ClosedJaxpr, Jaxpr, jaxpr_as_fun
 from jaxtyping import Array, Float
 
 from bptoolkit import trees
@@ -20,8 +21,10 @@ def flops_of_prediction(
 ) -> Float[np.ndarray, "n"]:
     """Floating-point operations of one prediction, for each number of settling steps.
 
-    The compiler counts a loop's body once whatever its length, so a net that settles is counted by its parts: the
-    drive once, a step `steps` + 1 times, the readout once.  What judges convergence is left out.
+    The compiler counts a loop's body once whatever its length.  Loops of a known length (`lax.scan`, `lax.map`), as
+    over the auto-encoders of a generative classifier and over its samples, are counted in full; a net that settles is
+    counted by its parts: the drive once, a step `steps` + 1 times, the readout once.  What judges convergence is left
+    out.  Of any other `lax.while_loop` one round counts.
     """
     if model.cell is None:
         return np.full(len(steps), _flops(lambda p, x: model.apply(p, x)[0], params, x))
@@ -59,5 +62,25 @@ def time_of_predictions(
 
 
 def _flops(function, *arguments) -> float:
-    analysis = jax.jit(function).lower(*arguments).compile().cost_analysis()
-    return float((analysis or {}).get("flops", float("nan")))
+    return _counts(jax.make_jaxpr(function)(*arguments))[1]
+
+
+def _counts(code: ClosedJaxpr) -> tuple[float, float]:
+    """Operations as the compiler counts them, each loop once, and with each loop of a known length in full."""
+    shapes = [jax.ShapeDtypeStruct(var.aval.shape, var.aval.dtype) for var in code.jaxpr.invars]
+    analysis = jax.jit(jaxpr_as_fun(code)).lower(*shapes).compile().cost_analysis()
+    once = float((analysis or {}).get("flops", float("nan")))
+    loops = [(length, *_counts(body)) for length, body in _loops(code.jaxpr)]
+    return once, once + sum(length * full - body for length, body, full in loops)
+
+
+def _loops(code: Jaxpr) -> Iterator[tuple[int, ClosedJaxpr]]:
+    """Length and body of every loop of a known length that is inside no other."""
+    for step in code.eqns:
+        if step.primitive.name == "scan":
+            yield step.params["length"], step.params["jaxpr"]
+            continue
+        is_code = lambda part: isinstance(part, ClosedJaxpr | Jaxpr)
+        for part in jax.tree.leaves(list(step.params.values()), is_leaf=is_code):
+            if is_code(part):
+                yield from _loops(part.jaxpr if isinstance(part, ClosedJaxpr) else part)

@@ -9,6 +9,10 @@ In class-incremental learning "0, 0, 0, 0, 99" is ambiguous.  Where the masked a
 prefers the last classes; where it is low but nearest mean or probe are high, the readout is spoilt; where all are low,
 the representation is.  Features are the last hidden layer's activities, or the settled state.
 
+A learner answers and is looked into as it is in its tasks: under its gates, through its masks, by its own nearest
+means.  Means and probe are taken over training rows of all tasks, those to come too: they tell what the features are
+good for, not what the net could have learned by then.
+
 Reference: Davari et al. (2022), CVPR (probes); Rebuffi et al. (2017), CVPR (nearest mean).
 """
 
@@ -21,10 +25,16 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float
 
+from bptoolkit import trees
+from bptoolkit.continual.calibration import brier_score, calibration_error
+from bptoolkit.continual.views import by_task, choose_rows
+from bptoolkit.learning.learner import Learner, bare_learner
 from bptoolkit.learning.losses import correct
-from bptoolkit.types import Batch, Model, Params
+from bptoolkit.types import Batch, Memory, Model, Params
 
-__all__ = ["Diagnosis", "diagnose", "features", "nearest_mean", "probe"]
+__all__ = ["Diagnosis", "Findings", "diagnose", "features", "features_seen", "findings", "nearest_mean", "probe"]
+
+PROBE_STEPS = 300  # of gradient descent that fit a linear probe
 
 
 class Diagnosis(NamedTuple):
@@ -36,12 +46,33 @@ class Diagnosis(NamedTuple):
     linear_probe: Float[Array, "tasks"]
 
 
+class Findings(NamedTuple):
+    """Of one net, each (tasks,); of a run, (seeds, untrained and after 1 … T, on 1 … T).
+
+    The first four are those of `Diagnosis`; the others are of the learner's answers to the rows of one task, as
+    `calibration_error` and `brier_score` find them.  The error is too large where rows are few: with n of them in 15
+    bins, even a net that is calibrated has one of up to √(2/π · 15/n) / 2.
+    """
+
+    plain: Float[Array, "*seeds_after tasks"]
+    masked: Float[Array, "*seeds_after tasks"]
+    nearest_mean: Float[Array, "*seeds_after tasks"]
+    linear_probe: Float[Array, "*seeds_after tasks"]
+    calibration_error: Float[Array, "*seeds_after tasks"]
+    brier_score: Float[Array, "*seeds_after tasks"]
+
+
 def features(model: Model) -> Callable[[Params, Float[Array, "*d"]], Float[Array, "f"]]:
     """The function (params, x) -> what the readout reads: the last hidden layer, or the settled state.
 
     Raises:
         ValueError: a model that shows neither layers nor a cell that settles.
     """
+    if not shows_features(model):
+        raise ValueError(
+            "Features need a model with a hidden layer or a settled cell, got one with neither.\n"
+            "Build it with models.mlp, models.convnet or models.equilibrium."
+        )
     layers, cell = model.layers, model.cell
     if layers is not None and len(layers) > 1:
 
@@ -52,41 +83,100 @@ def features(model: Model) -> Callable[[Params, Float[Array, "*d"]], Float[Array
             return jnp.ravel(h)
 
         return hidden
-    if cell is not None and cell.settle is not None:
-        settle = cell.settle
-        flat = lambda z: jnp.concatenate([jnp.ravel(leaf) for leaf in jax.tree.leaves(z)])
-        return lambda params, x: flat(settle(params, x).value)
-    raise ValueError(
-        "Features need a model with a hidden layer or a settled cell, got one with neither.\n"
-        "Build it with models.mlp, models.convnet or models.equilibrium."
-    )
+    assert cell is not None
+    assert cell.settle is not None
+    settle = cell.settle
+    flat = lambda z: jnp.concatenate([jnp.ravel(leaf) for leaf in jax.tree.leaves(z)])
+    return lambda params, x: flat(settle(params, x).value)
 
 
-def diagnose(model: Model, params: Params, train: Batch, test: Batch, steps: int = 300) -> Diagnosis:
-    """Four accuracies on the test rows of every task.
+def shows_features(model: Model) -> bool:
+    """Whether `features` can be had of it."""
+    hidden = model.layers is not None and len(model.layers) > 1
+    return hidden or (model.cell is not None and model.cell.settle is not None)
+
+
+def features_seen(learner: Learner) -> Callable[[Memory, Params, Batch], Float[Array, "b f"]] | None:
+    """The function (memory, params, batch) -> features of each row, of the net as the row's task sees it.
+
+    None where they are not those of one net: a model without features, or a net for every task, as in `separate`.
+    """
+    if learner.apart or not shows_features(learner.model):
+        return None
+    see, view = jax.vmap(features(learner.model), (None, 0)), learner.view
+    if view is None:
+        return lambda memory, params, batch: see(params, batch.x)
+
+    def seen(memory: Memory, params: Params, batch: Batch) -> Float[Array, "b f"]:
+        in_task = lambda task: see(view(memory, params, task), batch.x)
+        start = trees.zeros_like(jax.eval_shape(in_task, batch.task[0]))
+        return by_task(lambda task, so_far: choose_rows(batch.task == task, in_task(task), so_far), start, batch)
+
+    return seen
+
+
+def diagnose(
+    model: Model | Learner, params: Params, train: Batch, test: Batch, steps: int = PROBE_STEPS, *, memory: Memory = ()
+) -> Diagnosis:
+    """Four accuracies on the test rows of every task.  After every task of a run: `Experiment.diagnose`.
 
     Args:
-        model, params: one net.
+        model, params: one net.  A model is asked as such; whatever answers otherwise, as nets that are gated or masked
+            by tasks do, must be given as its learner, with its memory.
         train: rows of all tasks, as many as one likes; means and probe are taken from them.
         test: rows of all tasks; `Batch.task` says of which.  Rows of weight 0 do not count.
         steps: of gradient descent with momentum, full batch, that fit the probe.
+        memory: of the learner, as in `state.progress.memory` of a run, for one seed.
 
     Raises:
-        ValueError: a model without features.
+        ValueError: a model without features, a learner that keeps a net for every task.
     """
-    see = jax.vmap(features(model), (None, 0))
-    logits = jax.vmap(lambda x: model.apply(params, x)[0])(test.x)
-    known, new = see(params, train.x), see(params, test.x)
-    own = outputs_of_tasks(train, test)
-    scores = {
-        "plain": (logits, test.active),
-        "masked": (logits, test.active & own),
-        "nearest_mean": (nearest_mean(known, train, new), test.active),
-        "linear_probe": (probe(known, train, new, steps), test.active),
-    }
-    right = {name: jax.vmap(correct)(score, test.target, active) for name, (score, active) in scores.items()}
+    learner = model if isinstance(model, Learner) else bare_learner(model, None)
+    see = features_seen(learner)
+    if see is None:
+        features(learner.model)  # says what is missing
+        raise ValueError("Features are of one net, got a learner with a net for every task. Diagnose each by itself.")
+    logits, _ = learner.predict(memory, params, test)
+    known, new = (batch._replace(x=see(memory, params, batch)) for batch in (train, test))
     tasks = int(np.max(np.asarray(test.task))) + 1
-    return Diagnosis(**{name: _by_task(hits, test, tasks) for name, hits in right.items()})
+    return _diagnosis(logits, known, new, outputs_of_tasks(train, test), tasks, steps)
+
+
+def findings(logits: Float[Array, "b k"], known: Batch, new: Batch, own: Bool[Array, "b k"], tasks: int) -> Findings:
+    """What a run finds after a task.
+
+    Args:
+        logits: the learner's answers to the test rows.
+        known: training rows of all tasks; in place of `x` their features, of width 0 where there are none.
+        new: test rows likewise, equally many of every task (some of weight 0), task after task.
+        own: for each test row the outputs of its task.
+        tasks: how many.
+    """
+    by_task = lambda leaf: leaf.reshape(tasks, len(leaf) // tasks, *leaf.shape[1:])
+    answers = jax.tree.map(by_task, (logits, new))
+    scores = [jax.vmap(score)(*answers) for score in (calibration_error, brier_score)]
+    return Findings(*_diagnosis(logits, known, new, own, tasks), *scores)
+
+
+def _diagnosis(
+    logits: Float[Array, "b k"],
+    known: Batch,
+    new: Batch,
+    own: Bool[Array, "b k"],
+    tasks: int,
+    steps: int = PROBE_STEPS,
+) -> Diagnosis:
+    """Four accuracies by task, of rows whose `x` are their features; NaN for two of them where there are none."""
+    right = lambda scores, active: jax.vmap(correct)(scores, new.target, active)
+    share = lambda scores, active: _by_task(right(scores, active), new, tasks)
+    unknown = jnp.full(tasks, jnp.nan, logits.dtype)
+    featured = new.x.size > 0
+    return Diagnosis(
+        plain=share(logits, new.active),
+        masked=share(logits, new.active & own),
+        nearest_mean=share(nearest_mean(known.x, known, new.x), new.active) if featured else unknown,
+        linear_probe=share(probe(known.x, known, new.x, steps), new.active) if featured else unknown,
+    )
 
 
 def outputs_of_tasks(train: Batch, test: Batch) -> Bool[Array, "b k"]:
@@ -119,9 +209,11 @@ def unit(f: Float[Array, "n f"]) -> Float[Array, "n f"]:
 
 def probe(known: Float[Array, "n f"], train: Batch, new: Float[Array, "m f"], steps: int) -> Float[Array, "m k"]:
     """Logits of softmax regression on standardised features: full-batch descent from zero, momentum 0.9."""
-    mean, spread = jnp.mean(known, axis=0), jnp.std(known, axis=0)
+    weight = train.weight / jnp.maximum(jnp.sum(train.weight), 1)
+    mean = weight @ known
+    spread = jnp.sqrt(weight @ jnp.square(known - mean))
     ready = lambda f: (f - mean) / jnp.where(spread > 0, spread, 1) / known.shape[1] ** 0.5
-    x, weight = ready(known), train.weight / jnp.maximum(jnp.sum(train.weight), 1)
+    x = ready(known)
 
     def loss(w):
         log_p = jax.nn.log_softmax(x @ w[:-1] + w[-1])

@@ -9,6 +9,7 @@ import numpy as np
 import optax
 
 from bptoolkit.continual.activity import Plasticity
+from bptoolkit.continual.diagnose import Findings
 from bptoolkit.continual.gates import hidden_units
 from bptoolkit.continual.streams import Stream, spec
 from bptoolkit.learning.fit import Curves, check_budget
@@ -17,7 +18,7 @@ from bptoolkit.types import Params
 
 __all__ = ["Cost", "Experiment", "Hyper", "Result"]
 
-PROBED = 10_000  # rows of a probe at most
+PROBED = 10_000  # rows of a probe, or of a diagnosis in a task, at most
 
 Hyper: TypeAlias = Mapping[str, Any]
 """The numbers that an experiment's learner and optimiser are made from, by name; traced while a run goes on."""
@@ -39,6 +40,9 @@ class Experiment:
         each task only.
     probe: test rows, spread evenly over all tasks, on which `Result.plasticity` is measured after each task, of the
         learner's model as it stands; a few hundred are enough.  None measures none.
+    diagnose: test rows of each task, and as many training rows of each, spread evenly over it, by which
+        `Result.diagnosis` tells after each task why the learner answers wrongly, and whether it knows; all rows of a
+        task that has fewer.  Each time a linear probe is fitted to them; a few hundred are enough.  None asks nothing.
     """
 
     stream: Stream
@@ -51,11 +55,14 @@ class Experiment:
     hyper: Hyper = field(default_factory=dict)
     evaluate_every: int | None = None
     probe: int | None = None
+    diagnose: int | None = None
 
     def __post_init__(self):
         check_budget(self.steps, 1 if self.batch is None else self.batch)
         if self.probe is not None and not 1 <= self.probe <= PROBED:
             raise ValueError(f"probe must be 1 … {PROBED:,} rows, or None, got {self.probe}.")
+        if self.diagnose is not None and not 1 <= self.diagnose <= PROBED:
+            raise ValueError(f"diagnose must be 1 … {PROBED:,} rows a task, or None, got {self.diagnose}.")
         every = self.evaluate_every
         if every is not None and not (1 <= every <= self.steps and self.steps % every == 0):
             raise ValueError(f"evaluate_every must divide steps, {self.steps}, got {every}.")
@@ -127,6 +134,10 @@ class Result:
     ends: which evaluation is the last of each task.
     plasticity: each (S, untrained and after 1 … T): dormant units, effective rank and weight norm.  None without
         `probe`.
+    diagnosis: each (S, untrained and after 1 … T, on 1 … T): accuracies plain, masked, by nearest mean and by linear
+        probe, calibration error and Brier score, of the learner's own answers, on the rows of `diagnose`; `plain` is
+        `accuracy` where these are all.  Nearest mean and linear probe are NaN where there are no features of one net:
+        for `separate`, and for models without hidden units or that do not show them.  None without `diagnose`.
     """
 
     accuracy: np.ndarray
@@ -141,6 +152,7 @@ class Result:
     within: np.ndarray | None = None
     ends: tuple[int, ...] = ()
     plasticity: Plasticity | None = None
+    diagnosis: Findings | None = None
 
     @property
     def unconverged(self) -> np.ndarray:

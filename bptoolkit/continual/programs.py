@@ -18,20 +18,18 @@ from jax import lax
 from jax.sharding import NamedSharding
 from jaxtyping import Array, Bool, Float, Int
 
-from bptoolkit.continual.activity import dormant_and_last, weight_norm
+from bptoolkit.continual.evaluate import Asked, Evaluated, accuracies, at_places, evaluated, multiple_of
 from bptoolkit.continual.experiment import Experiment, Hyper
 from bptoolkit.continual.lanes import Lanes
-from bptoolkit.continual.layout import SEED, WHOLE, Layout, fetch, mesh_of, over_lanes, place, split_rows
-from bptoolkit.continual.streams import Indices, Stream, View, gather
+from bptoolkit.continual.layout import SEED, WHOLE, Layout, fetch, mesh_of, over_lanes, place
+from bptoolkit.continual.streams import Indices, Stream
 from bptoolkit.learning.fit import Progress, train
 from bptoolkit.learning.learner import Learner, Task, check_outputs
-from bptoolkit.learning.losses import correct
 from bptoolkit.learning.sampling import positions
-from bptoolkit.types import Batch, Key, Rows
+from bptoolkit.types import Batch, Key
 
-__all__ = ["Lane", "Probed", "Programs"]
+__all__ = ["Lane", "Programs"]
 
-EVALUATED = 512  # rows evaluated at once
 BINS = 20  # points of each curve that one call of `train` reports, at most
 
 
@@ -41,14 +39,6 @@ class Lane(NamedTuple):
     indices: Indices
     hyper: Hyper
     key: Key
-
-
-class Probed(NamedTuple):
-    """Of one net, on the rows of `Experiment.probe`; the rank of `last` is found outside the programs, with LAPACK."""
-
-    dormant: Float[Array, ""]
-    last: Float[Array, "rows units"]  # what the last hidden layer sends
-    weight_norm: Float[Array, ""]
 
 
 class Programs:
@@ -61,7 +51,8 @@ class Programs:
             )
         stream = experiment.stream
         self.layout, self.mesh = layout, mesh_of(layout)
-        self.compile_seconds, self.peak_bytes, self.probes = 0.0, 0, experiment.probe is not None
+        self.compile_seconds, self.peak_bytes = 0.0, 0
+        self.probes, self.diagnoses = experiment.probe is not None, experiment.diagnose is not None
         self.data = place((stream.data.train, stream.data.test), self.mesh, WHOLE)
         task, number = np.int32(0), np.int32(0)
 
@@ -109,11 +100,11 @@ def _train(experiment: Experiment, chunk: int, layout: Layout, lane: Lane, progr
     stream, (rows, test_rows) = experiment.stream, data
     sources = learner.curriculum.sources(jnp.arange(stream.tasks, dtype=jnp.int32), task)
     counts = jnp.where(sources, lane.indices.train.count, 0)
-    batch = _multiple(_all_rows(stream, learner), layout.data) if experiment.batch is None else experiment.batch
+    batch = multiple_of(_all_rows(stream, learner), layout.data) if experiment.batch is None else experiment.batch
 
     def draw(step: Int[Array, ""], key: Key) -> Batch:
         place, counted = positions(key, step, jnp.sum(counts, dtype=jnp.int32), batch, experiment.replacement)
-        return _at(stream, layout, rows, lane.indices, lane.indices.train, counts, place, counted)
+        return at_places(stream, layout, rows, lane.indices, lane.indices.train, counts, place, counted)
 
     begin = partial(_begin, experiment, lane, task)
     progress = lax.cond(first == 0, begin, lambda progress: progress, progress)
@@ -128,10 +119,8 @@ def _train(experiment: Experiment, chunk: int, layout: Layout, lane: Lane, progr
     def tested(progress: Progress, first: Int[Array, ""]):
         same_key = jax.random.clone(stage_key)  # of all stretches: `train` folds the number of each step into it
         progress, curves = stretch(progress, same_key, every, first)
-        return progress, (
-            curves,
-            _accuracies(learner, stream, layout, lane.indices, progress, test_rows, lane.indices.test),
-        )
+        asked = _asked(experiment, layout, lane, progress)
+        return progress, (curves, accuracies(asked, test_rows, lane.indices.test))
 
     progress, (curves, within) = lax.scan(tested, progress, first + jnp.arange(0, chunk, every, dtype=jnp.int32))
     return progress, binned(jax.tree.map(jnp.ravel, curves)), within
@@ -167,7 +156,7 @@ def _close(
         number=task,
         count=view.count[task],
         rows_max=stream.rows_max,
-        rows=lambda place: _at(stream, layout, rows, lane.indices, view, own, place, counted(place)),
+        rows=lambda place: at_places(stream, layout, rows, lane.indices, view, own, place, counted(place)),
         slot=lambda place: lane.indices.slot[task, rows.y[view.index[task, place]]],
     )
     end_key = jax.random.fold_in(lane.key, 2 * task + 1)
@@ -176,63 +165,14 @@ def _close(
     return progress._replace(params=params, memory=memory), finite
 
 
-def _evaluate(
-    experiment: Experiment, layout: Layout, lane: Lane, progress: Progress, data
-) -> tuple[Float[Array, "2 tasks"], Probed | None]:
-    """Accuracy on every task: of its test rows, and of as many of its training rows, evenly spread; and the probe."""
+def _evaluate(experiment: Experiment, layout: Layout, lane: Lane, progress: Progress, data) -> Evaluated:
+    """All that is asked of the net between two tasks."""
+    return evaluated(experiment, _asked(experiment, layout, lane, progress), data)
+
+
+def _asked(experiment: Experiment, layout: Layout, lane: Lane, progress: Progress) -> Asked:
     learner, _ = experiment.build(lane.hyper)
-    stream, (train_rows, test_rows) = experiment.stream, data
-    score = partial(_accuracies, learner, stream, layout, lane.indices, progress)
-    table = jnp.stack([score(test_rows, lane.indices.test), score(train_rows, lane.indices.train)])
-    if experiment.probe is None:
-        return table, None
-    view = lane.indices.test
-    nth, rows = jnp.arange(experiment.probe, dtype=jnp.int32), jnp.sum(view.count, dtype=jnp.int32)
-    whole, rest = rows // experiment.probe, rows % experiment.probe
-    place = nth * whole + nth * rest // experiment.probe  # ⌊n · rows / probe⌋, in small integers
-    batch = _at(stream, layout, test_rows, lane.indices, view, view.count, place, jnp.ones(place.shape, bool))
-    dormant, last = dormant_and_last(learner.model, progress.params, batch.x)
-    return table, Probed(dormant, last, weight_norm(progress.params))
-
-
-def _accuracies(
-    learner: Learner, stream: Stream, layout: Layout, indices: Indices, progress: Progress, rows: Rows, view: View
-) -> Float[Array, "tasks"]:
-    wanted = min(stream.test_rows_max, view.index.shape[1])
-    chunk = _multiple(min(EVALUATED, wanted), layout.data)
-
-    def hits(where) -> Int[Array, ""]:
-        task, first = where
-        count = view.count[task]
-        nth = first + jnp.arange(chunk, dtype=jnp.int32)
-        place = jnp.where(count > wanted, (nth.astype(jnp.float32) * (count / wanted)).astype(jnp.int32), nth)
-        own = jnp.where(jnp.arange(stream.tasks, dtype=jnp.int32) == task, count, 0)
-        counted = (nth < wanted) & (nth < count)
-        batch = _at(stream, layout, rows, indices, view, own, jnp.minimum(place, count - 1), counted)
-        logits, _ = learner.predict(progress.memory, progress.params, batch)
-        right = jax.vmap(correct)(logits, batch.target, batch.active)
-        return jnp.sum(jnp.where(counted, right, False), dtype=jnp.int32)
-
-    tasks = jnp.arange(stream.tasks, dtype=jnp.int32)
-    firsts = jnp.arange(0, wanted, chunk, dtype=jnp.int32)
-    grid = [axis.reshape(-1) for axis in jnp.meshgrid(tasks, firsts, indexing="ij")]
-    totals = lax.map(hits, tuple(grid)).reshape(stream.tasks, -1).sum(1, dtype=jnp.int32)
-    return totals.astype(jnp.result_type(float)) / jnp.minimum(view.count, wanted).astype(jnp.result_type(float))
-
-
-def _at(stream: Stream, layout: Layout, rows: Rows, indices: Indices, view: View, counts, place, counted) -> Batch:
-    """Rows by position in the tasks laid end to end, `counts` rows of each."""
-    ends = jnp.cumsum(counts)
-    place = jnp.minimum(place, ends[-1] - 1)
-    task = jnp.sum(place[:, None] >= ends[None, :], axis=1, dtype=jnp.int32)
-    row = view.index[task, place - (ends - counts)[task]]
-    batch = gather(rows, stream.data.scale, indices, task, row)
-    return split_rows(batch._replace(weight=counted.astype(batch.weight.dtype)), layout)
-
-
-def _multiple(number: int, of: int) -> int:
-    """The smallest multiple that is no less."""
-    return -(-number // of) * of
+    return Asked(learner, experiment.stream, layout, lane.indices, progress)
 
 
 def _binned(curve: Float[Array, "steps"], bins: int) -> Float[Array, "bins"]:

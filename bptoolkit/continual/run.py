@@ -13,6 +13,7 @@ import numpy as np
 
 from bptoolkit.continual.activity import Plasticity
 from bptoolkit.continual.cost import flops_of_prediction, memory_bytes, time_of_predictions
+from bptoolkit.continual.diagnose import Findings
 from bptoolkit.continual.experiment import Cost, Experiment, Result
 from bptoolkit.continual.lanes import Grid, Lanes, filled, make_lanes
 from bptoolkit.continual.layout import Layout, choose_layout, fetch
@@ -161,4 +162,5 @@ def _result(state: RunState, seeds: tuple[int, ...], own: slice, params: Params,
         within=np.stack(state.within, axis=1)[own] if state.within else None,
         ends=ends,
         plasticity=Plasticity(*np.stack(state.probed, axis=-1)[own].swapaxes(0, 1)) if state.probed else None,
+        diagnosis=Findings(*np.stack(state.diagnosed, axis=2)[own].swapaxes(0, 1)) if state.diagnosed else None,
     )

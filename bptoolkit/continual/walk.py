@@ -7,9 +7,10 @@ import jax
 import numpy as np
 
 from bptoolkit.continual.activity import effective_rank
+from bptoolkit.continual.evaluate import Evaluated
 from bptoolkit.continual.experiment import Experiment
 from bptoolkit.continual.layout import SEED, Layout, fetch, place
-from bptoolkit.continual.programs import Probed, Programs
+from bptoolkit.continual.programs import Programs
 from bptoolkit.learning.fit import Curves, Progress
 from bptoolkit.learning.learner import Curriculum
 
@@ -33,9 +34,18 @@ class RunState(NamedTuple):
     layout: Layout
     within: tuple[np.ndarray, ...] = ()  # (seeds, tasks): test accuracies between, and those after each finished task
     probed: tuple[np.ndarray, ...] = ()  # (seeds, 3): the fields of Plasticity, as many as there are tables
+    diagnosed: tuple[np.ndarray, ...] = ()  # (seeds, 6, tasks): the fields of Findings, likewise
 
 
-TOLD = ("tables", "curves", "finite", "begun", "within", "probed")  # arrays of a RunState beside its progress
+TOLD = (
+    "tables",
+    "curves",
+    "finite",
+    "begun",
+    "within",
+    "probed",
+    "diagnosed",
+)  # arrays of a RunState beside its progress
 
 
 class Moment(NamedTuple):
@@ -68,9 +78,9 @@ class Walk:
     def start(self) -> RunState:
         """Test all tasks before any training."""
         p, began = self.programs, time.perf_counter()
-        table, probed = read(p.evaluate(p.lanes, p.first, p.data))
+        found = read(p.evaluate(p.lanes, p.first, p.data))
         seconds = time.perf_counter() - began
-        return RunState(p.first, (table,), (), (), (), seconds, p.layout, probed=_figures(probed))
+        return _told(RunState(p.first, (), (), (), (), seconds, p.layout), found)
 
     def stage(self, state: RunState) -> RunState:
         """Train on the next task, or on what is left of it; close it, test them all."""
@@ -85,16 +95,14 @@ class Walk:
         began = time.perf_counter()
         progress, finite = p.close(p.lanes, state.progress, p.data, np.int32(task))
         finite = read(finite)  # before anything else is started: exchanges of two programs must not overlap
-        table, probed = read(p.evaluate(p.lanes, progress, p.data))
-        return state._replace(
+        found = read(p.evaluate(p.lanes, progress, p.data))
+        return _told(state, found)._replace(
             progress=progress,
-            tables=(*state.tables, table),
             seconds=state.seconds + time.perf_counter() - began,
-            probed=(*state.probed, *_figures(probed)),
             curves=(*state.curves, _rebinned(state.begun)),
             finite=(*state.finite, finite),
             begun=(),
-            within=(*state.within[:-1], table[:, 0]) if self.every else (),
+            within=(*state.within[:-1], found.table[:, 0]) if self.every else (),
         )
 
     def stretch(self, state: RunState, task: int, first: int) -> RunState:
@@ -130,12 +138,12 @@ def taken_up(state: RunState, programs: Programs, nets: int) -> RunState:
     wanted, structure = jax.tree.flatten(programs.first)
     leaves = jax.tree.leaves(state.progress)
     described = [[f"{leaf.dtype}{leaf.shape[1:]}" for leaf in some] for some in (wanted, leaves)]
-    same_probe = bool(state.probed) == programs.probes
-    if described[0] != described[1] or any(len(leaf) < nets for leaf in leaves) or not same_probe:
+    same_tests = (bool(state.probed), bool(state.diagnosed)) == (programs.probes, programs.diagnoses)
+    if described[0] != described[1] or any(len(leaf) < nets for leaf in leaves) or not same_tests:
         raise ValueError(
             f"The state belongs to another run: this one carries {', '.join(described[0])} for each of {nets} nets, "
             f"the state {', '.join(described[1])} for {min(map(len, leaves), default=0)}"
-            f"{'' if same_probe else ', and one of the two has a probe, the other none'}.\n"
+            f"{'' if same_tests else ', and one of the two has a probe or a diagnosis, the other none'}.\n"
             "Take up a run with the experiment, key and seeds that it began with, or start anew."
         )
     rows = np.minimum(np.arange(len(wanted[0])), nets - 1)
@@ -159,11 +167,15 @@ def _mean(values) -> float:
 _ranks = jax.jit(jax.vmap(effective_rank))
 
 
-def _figures(probed: Probed | None) -> tuple[np.ndarray, ...]:
-    """The fields of Plasticity side by side, (nets, 3), if anything was probed."""
-    if probed is None:
-        return ()
-    return (np.stack([probed.dormant, np.asarray(_ranks(probed.last)), probed.weight_norm], axis=1),)
+def _told(state: RunState, found: Evaluated) -> RunState:
+    """The state with what was found between two tasks."""
+    state = state._replace(tables=(*state.tables, found.table))
+    if (probed := found.probed) is not None:
+        figures = np.stack([probed.dormant, np.asarray(_ranks(probed.last)), probed.weight_norm], axis=1)
+        state = state._replace(probed=(*state.probed, figures))
+    if found.findings is not None:
+        state = state._replace(diagnosed=(*state.diagnosed, np.stack(found.findings, axis=1)))
+    return state
 
 
 def _rebinned(curves: tuple[Curves, ...]) -> Curves:

@@ -81,6 +81,7 @@ class Learner(NamedTuple):
     alone: whether it has to be trained on one task at a time, as what gives each task a part of the net.
     looks_on: whether it looks at weights or rows beside its gradient, as penalties and rehearsal do: what gives tasks
         a view of their own has to be inside of it, not around it.
+    apart: whether every task has a net of its own, so that params are those of one task only, as in `separate`.
     """
 
     model: Model
@@ -98,6 +99,7 @@ class Learner(NamedTuple):
     free: Callable[[Memory, Params], PyTree] | None = None
     alone: bool = False
     looks_on: bool = False
+    apart: bool = False
 
 
 LearningRule: TypeAlias = Callable[[Model], Learner]

@@ -28,6 +28,7 @@ __all__ = ["load_state", "require_same", "save_state"]
 ABOUT, STATE = "about.json", "state"
 BLOCK = 4096  # bytes
 KEPT = 2  # should the newest be damaged
+STACKED = ("finite", "within", "probed", "diagnosed")  # fields of a state that are tuples of arrays of one shape
 
 
 def save_state(folder: Path, state: RunState, about: Mapping[str, Any]) -> None:
@@ -140,7 +141,7 @@ def _named(state: RunState) -> dict[str, Any]:
     """Every array of a state under a name; what is one per task or stretch, stacked."""
     arrays = {f"progress{i:05d}": leaf for i, leaf in enumerate(jax.tree.leaves(state.progress))}
     arrays["tables"] = np.stack(state.tables)
-    for name in ("finite", "within", "probed"):
+    for name in STACKED:
         if pieces := getattr(state, name):
             arrays[name] = np.stack(pieces)
     for kind, pieces in (("curves", state.curves), ("begun", state.begun)):
@@ -158,8 +159,9 @@ def _state(arrays: dict[str, Any], seconds: float, layout: Layout) -> RunState:
 
     progress: Any = [arrays[name] for name in sorted(arrays) if name.startswith("progress")]
     tables = tuple(arrays["tables"])
-    finite, within, probed = (tuple(arrays.get(name, ())) for name in ("finite", "within", "probed"))
-    return RunState(progress, tables, curves("curves"), finite, curves("begun"), seconds, layout, within, probed)
+    stacked = {name: tuple(arrays.get(name, ())) for name in STACKED}
+    begun = curves("begun")
+    return RunState(progress, tables, curves("curves"), begun=begun, seconds=seconds, layout=layout, **stacked)
 
 
 def _orbax():

@@ -71,6 +71,8 @@ def cell(result: Result) -> "xarray.Dataset":
     coordinates = {"seed": list(result.seeds), "after": [0, *tasks], "on": tasks, "task": tasks}
     if result.plasticity is not None:
         variables |= {name: (("seed", "after"), values) for name, values in result.plasticity._asdict().items()}
+    if result.diagnosis is not None:
+        variables |= {name: (table, values) for name, values in result.diagnosis._asdict().items()}
     if result.within is not None:
         variables |= {"within": (("seed", "evaluation", "on"), result.within), "end": (("task",), list(result.ends))}
         coordinates["evaluation"] = np.arange(result.within.shape[1])

@@ -33,6 +33,7 @@ SECTIONS = {
     "within-tasks": "Within tasks",
     "settling": "Settling",
     "plasticity": "Plasticity",
+    "diagnosis": "Diagnosis",
     "cost": "Cost",
     "hyper-parameters": "Hyper-parameters",
     "environment": "Environment",

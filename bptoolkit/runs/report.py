@@ -116,7 +116,7 @@ def title(config: Mapping[str, Any]) -> str:
 def sections(scenarios: list[str]) -> dict[str, str]:
     """The page's parts by the name of their place."""
     accuracies = {f"accuracy-{i}": f"{name.capitalize()}-incremental" for i, name in enumerate(scenarios, start=1)}
-    rest = ("Within tasks", "Settling", "Plasticity", "Cost", "Hyper-parameters", "Environment")
+    rest = ("Within tasks", "Settling", "Plasticity", "Diagnosis", "Cost", "Hyper-parameters", "Environment")
     return (
         {"results": "Results"}
         | accuracies

@@ -22,9 +22,11 @@ LEVEL = 0.95
 METRICS = ("average_accuracy", "learning_accuracy", "forgetting", "backward_transfer")  # of `continual.metrics`
 SETTLING = {"forward": ("settling_steps", "unconverged"), "backward": ("backward_steps", "backward_unconverged")}
 PLASTICITY = ("dormant", "effective_rank", "weight_norm")
+DIAGNOSIS = ("plain", "masked", "nearest_mean", "linear_probe", "calibration_error", "brier_score")
 WITHIN = ("stability_gap", "minimum_accuracy", "worst_case_accuracy")  # likewise, of tests within the tasks
 COSTS = ("parameters", "flops", "ms_per_1000", "seconds", "compile_seconds", "peak_bytes", "memory_bytes")
 NOT_MEASURED = "not measured"
+NO_FEATURES = "no features of one net"
 
 
 def interval(values: Float[np.ndarray, "n"], level: float = LEVEL) -> tuple[float, float]:
@@ -53,8 +55,9 @@ def summarise(results: "xarray.Dataset") -> dict[str, Any]:
         A row holds net, strategy, scenario, the metrics and train_test_gap as {mean, half_width, n, reason},
         settling {forward, backward: {steps, unconverged}} or null for a net that does not settle, plasticity
         {dormant, effective_rank, weight_norm: {first, last}}, after the first and the last task, or null where it was
-        not probed, within {stability_gap, minimum_accuracy, worst_case_accuracy} or null where nothing was tested
-        within the tasks, and the costs.
+        not probed, diagnosis {plain, masked, nearest_mean, linear_probe, calibration_error, brier_score}, means over
+        tasks after the last one, or null where there is none, within {stability_gap, minimum_accuracy,
+        worst_case_accuracy} or null where nothing was tested within the tasks, and the costs.
     """
     names = {axis: [str(name) for name in results[axis].values] for axis in ("scenario", "net", "strategy")}
     rows, not_run, diverged = [], [], []
@@ -100,6 +103,7 @@ def row(cell: "xarray.Dataset", seeds: int) -> dict[str, Any]:
         "train_test_gap": estimate(train_test_gap(cell), seeds),
         "settling": settling if settles else None,
         "plasticity": plasticity(cell, seeds),
+        "diagnosis": diagnosis(cell, seeds),
         "within": within(cell, seeds),
         **{name: number(cell[name].item()) if name in cell else None for name in COSTS},
     }
@@ -166,6 +170,14 @@ def plasticity(cell: "xarray.Dataset", seeds: int) -> dict[str, Any] | None:
         name: {when: estimate(cell[name].isel(after=after).values, seeds) for when, after in times.items()}
         for name in PLASTICITY
     }
+
+
+def diagnosis(cell: "xarray.Dataset", seeds: int) -> dict[str, Any] | None:
+    """Why the net answered wrongly after the last task, and whether it knew; None where it was not diagnosed."""
+    if not set(DIAGNOSIS) <= set(cell.data_vars) or not bool(cell[DIAGNOSIS[0]].notnull().any()):
+        return None
+    last = cell[list(DIAGNOSIS)].isel(after=-1).astype(np.float64).mean("on", skipna=False)
+    return {name: estimate(last[name].values, seeds, NO_FEATURES) for name in DIAGNOSIS}
 
 
 def within(cell: "xarray.Dataset", seeds: int) -> dict[str, Any] | None:

@@ -26,6 +26,9 @@ EXPLAINED = {
     "puts on the average accuracy. Under joint each stage begins with a new net, whose falls these are.",
     "Plasticity": "Plasticity, after the first and the last task: dormant hidden units in %, effective rank of the "
     "last hidden layer, norm of the weights.",
+    "Diagnosis": "Diagnosis, after the last task, means over tasks: accuracy where all active outputs compete (plain), "
+    "where only the task's own do (masked), of the nearest class mean of the features, and of a linear probe fitted to "
+    "them on training rows of all tasks; expected calibration error in points, of the rows of one task at a time.",
 }
 ALARM = "! Some settlings did not converge: states and gradients there are not those of a fixed point."
 
@@ -75,6 +78,11 @@ def settling(way: str, name: str) -> Callable[[Row], Shown]:
 def plasticity(name: str, when: str, factor: float = 1.0) -> Callable[[Row], Shown]:
     """Show a figure of how much of the net is alive, after the first or the last task."""
     return lambda row: estimate(row["plasticity"][name][when], factor)
+
+
+def diagnosis(name: str) -> Callable[[Row], Shown]:
+    """Show what tells why the net answers wrongly, as per cent."""
+    return lambda row: estimate(row["diagnosis"][name], 100.0)
 
 
 def within(name: str) -> Callable[[Row], Shown]:
@@ -161,6 +169,13 @@ PLASTICITIES = [
     )
     for when in ("first", "last")
 ]
+DIAGNOSES = [
+    Column("Plain", diagnosis("plain")),
+    Column("Masked", diagnosis("masked")),
+    Column("Nearest mean", diagnosis("nearest_mean")),
+    Column("Linear probe", diagnosis("linear_probe")),
+    Column("Calibration error", diagnosis("calibration_error")),
+]
 COSTS = [
     Column("Parameters", cost("parameters", "{:,}".format)),
     Column("FLOPs", cost("flops", "{:,.0f}".format)),
@@ -172,11 +187,19 @@ COSTS = [
 ]
 
 
-TABLES = {"Results": RESULTS, "Within tasks": WITHIN, "Settling": SETTLINGS, "Plasticity": PLASTICITIES, "Cost": COSTS}
+TABLES = {
+    "Results": RESULTS,
+    "Within tasks": WITHIN,
+    "Settling": SETTLINGS,
+    "Plasticity": PLASTICITIES,
+    "Diagnosis": DIAGNOSES,
+    "Cost": COSTS,
+}
 PARTIAL = {
     "Within tasks": "within",
     "Settling": "settling",
     "Plasticity": "plasticity",
+    "Diagnosis": "diagnosis",
 }  # of those rows alone that have this
 
 

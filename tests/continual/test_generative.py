@@ -9,6 +9,7 @@ import pytest
 
 from bptoolkit import continual as cl
 from bptoolkit import data, learning
+from bptoolkit.continual.cost import flops_of_prediction
 from bptoolkit.continual.vae import vae
 from bptoolkit.models import mlp
 
@@ -235,3 +236,20 @@ def test_importance_samples_are_another_for_each_class_and_row_and_the_same_agai
     np.testing.assert_array_equal(first, again)
     assert len(set(np.asarray(first[0]).tolist())) == 3
     assert not np.allclose(first[0] - first[0, 0], first[1] - first[1, 0])
+
+
+def test_a_prediction_costs_what_all_classes_and_samples_do():
+    """Twice the classes, twice the operations; a sample more costs the same wherever it is added.  By hand, a product
+    and a sum for each weight: at least 2 · weights of the encoder, and of the decoder for each sample."""
+
+    def flops(classes, samples):
+        model = cl.generative_classifier(D, classes, hidden=(7,), latent=Z, samples=samples).model
+        params = model.init(jax.random.key(0))
+        found = flops_of_prediction(model, params, jnp.ones(D), np.zeros(1))[0]
+        size = lambda part: sum(leaf[0].size for leaf in jax.tree.leaves(params[part]) if leaf.ndim == 3)
+        assert 2 * classes * (size("encoder") + samples * size("decoder")) <= found
+        return found
+
+    found = {(c, s): flops(c, s) for c, s in ((2, 10), (4, 10), (4, 20), (4, 40))}
+    assert found[4, 10] == pytest.approx(2 * found[2, 10], rel=0.01)
+    assert found[4, 40] - found[4, 20] == pytest.approx(2 * (found[4, 20] - found[4, 10]), rel=0.01)

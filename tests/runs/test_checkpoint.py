@@ -2,16 +2,22 @@
 
 import shutil
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
+from bptoolkit import continual as cl
+from bptoolkit import data, learning
 from bptoolkit.continual import RunState
 from bptoolkit.continual.layout import Layout
 from bptoolkit.learning.fit import Curves, Progress
+from bptoolkit.models import mlp
 from bptoolkit.runs import RunError
 from bptoolkit.runs.checkpoint import load_state, save_state
+from bptoolkit.runs.collect import cell
 
 ABOUT = {"configuration": {"experiment": "tests.state", "rates": (0.1, 0.2)}, "software": {"jax": "0.10"}}
 
@@ -30,9 +36,9 @@ def make(tasks=1, stretches=2, mark=0.5):
     layout = Layout(3, stacked=False)
     within = tuple(np.full((3, 2), k / 4) for k in range(tasks))
     probed = tuple(np.full((3, 3), k / 2) for k in range(tasks + 1))
-    return RunState(
-        progress, tables, tuple(curves[:tasks]), finite, tuple(curves[tasks:]), 1.25, layout, within, probed
-    )
+    diagnosed = tuple(np.full((3, 6, 2), k / 3) for k in range(tasks + 1))
+    told = (within, probed, diagnosed)
+    return RunState(progress, tables, tuple(curves[:tasks]), finite, tuple(curves[tasks:]), 1.25, layout, *told)
 
 
 def numbers(state):
@@ -50,6 +56,18 @@ def test_every_bit_comes_back(tmp_path, tasks, stretches):
     assert [len(part) for part in back[1:5]] == [tasks + 1, tasks, tasks, stretches]
     for one, other in zip(numbers(state), numbers(back), strict=True):
         assert (one.dtype, one.shape, one.tobytes()) == (other.dtype, other.shape, other.tobytes())
+
+
+def test_a_diagnosis_goes_over_the_disk_bit_for_bit_and_into_the_results(tmp_path):
+    """Of a run that is taken up after its first task from what was saved."""
+    stream = cl.split(data.gaussian_classes(jax.random.key(1), 4, 6, 3), 2)
+    made = cl.Experiment(stream, learning.backprop(mlp(3, 4, 4)), optax.sgd(0.1), 2, 4, diagnose=5)
+    save = lambda moment, state: moment.task > 1 or save_state(tmp_path, state, ABOUT)
+    whole = cl.run(made, jax.random.key(0), 2, on_task=save)
+    state, _ = load_state(tmp_path, ABOUT)
+    chex.assert_trees_all_equal(cl.run(made, jax.random.key(0), 2, state=state).diagnosis, whole.diagnosis)
+    for name, values in whole.diagnosis._asdict().items():
+        np.testing.assert_array_equal(cell(whole)[name].transpose("seed", "after", "on").values, values)
 
 
 def test_the_newest_is_read_and_one_before_it_kept(tmp_path):

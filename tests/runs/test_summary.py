@@ -110,6 +110,19 @@ def test_plasticity_is_that_after_the_first_and_the_last_task(results):
     assert row(summarise(results))["plasticity"] is None
 
 
+def test_a_diagnosis_is_the_mean_over_tasks_after_the_last_one(results):
+    """What is NaN everywhere has no mean, and says why; without a diagnosis there is none."""
+    names = ("plain", "masked", "nearest_mean", "linear_probe", "calibration_error", "brier_score")
+    found = results.assign({name: results["accuracy"] / (1 + i) for i, name in enumerate(names)})
+    found = found.assign(linear_probe=np.nan * results["accuracy"])
+    told = row(summarise(found))["diagnosis"]
+    assert tuple(told) == names
+    mean, half = interval(of(results, "accuracy")[:, -1].mean(1) / 2)
+    assert (told["masked"]["mean"], told["masked"]["half_width"]) == pytest.approx((mean, half), rel=1e-5)
+    assert (told["linear_probe"]["mean"], told["linear_probe"]["reason"]) == (None, "no features of one net")
+    assert row(summarise(results))["diagnosis"] is None
+
+
 def test_what_tests_within_the_tasks_show(results):
     """Four tests a task, of which a task before falls to 0.1 in the first and is back at the last.  Of another
     combination there were fewer, as of one whose stages are shorter."""

@@ -94,6 +94,16 @@ def test_plasticity_and_tests_within_tasks_have_tables_where_they_were_measured(
     assert "Dormant" not in text
 
 
+def test_a_diagnosis_has_a_table_where_there_is_one(results):
+    names = ("plain", "masked", "nearest_mean", "linear_probe", "calibration_error", "brier_score")
+    quarter = 0 * results["accuracy"].fillna(0) + 0.25
+    text = markdown_table(summarise(results.assign(dict.fromkeys(names, quarter))))
+    assert "| Plain | Masked | Nearest mean | Linear probe | Calibration error |" in text
+    assert f"|{' 25.00 ± 0.00 |' * 5}" in text
+    assert "fitted to them on training rows of all tasks" in text
+    assert "Linear probe" not in markdown_table(summarise(results))
+
+
 def test_a_failed_settling_is_marked_in_every_table(summary):
     assert "**! 2.0 %**" in markdown_table(summary)
     assert "! 2.0 %" in printed(summary)
