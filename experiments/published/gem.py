@@ -1,6 +1,6 @@
 """What GEM's two MNIST tables share: 20 tasks of 1000 rows, one pass in batches of ten, 784-100-100-10, SGD.
 
-Lopez-Paz & Ranzato (2017), NeurIPS; rates and net as in the authors' code.
+Lopez-Paz & Ranzato (2017), NeurIPS; rates as in the authors' code.
 """
 
 from collections.abc import Mapping
@@ -33,6 +33,14 @@ DEVIATIONS = {
 }
 
 
+NOTES = (
+    "BWT and FWT are divided by the number of tasks, as the authors' code does.",
+    "Multimodal has the architecture of single with an input layer for each task, as the paper says. The authors' code "
+    "has a second shared layer, whose biases it draws: with it the accuracy is 0.69 here on both tables (3 seeds each, "
+    "by hand, not committed), and so the published figures seem to be of the paper's net.",
+)
+
+
 class Penalised(NamedTuple):
     """How strong EWC is in a table, and on how many rows its importances are taken."""
 
@@ -48,8 +56,8 @@ def experiment(stream: Stream, method: str, rates: Mapping[str, float], ewc: Pen
         "multimodal": own_inputs,
         "GEM": cl.gem(MEMORY, margin=MARGIN),
     }
-    # The code gives each task an input layer beside the two hidden layers of the others, which all share.
-    net = models.mlp(784, 100, 100, 100, 10, init=fan_in_uniform) if method == "multimodal" else small_net()
+    # The paper's "same architecture"; the published code has one more layer, see NOTES.
+    net = models.mlp(784, 100, 100, 10, init=fan_in_uniform) if method == "multimodal" else small_net()
     learner = strategies[method](learning.backprop(net))
     return Experiment(stream, learner, optax.sgd(rates[method]), steps=ROWS // BATCH, batch=BATCH)
 
@@ -74,19 +82,13 @@ class Kept(NamedTuple):
 
 
 def own_inputs(learner: Learner) -> Learner:
-    """An input layer for every task and all other layers shared: the authors' "multimodal".  It is told the task.
-
-    Biases start at 0, but for those of the second shared layer, which their code does not reset: drawn as its weights.
-    """
+    """An input layer for every task and all other layers shared: the authors' "multimodal".  It is told the task."""
     net = learner.model
 
     def init(key: Key) -> Params:
-        key, own_key, bias_key = jax.random.split(key, 3)
+        key, own_key = jax.random.split(key)
         drawn = jax.vmap(lambda key: net.init(key)[0])(jax.random.split(own_key, TASKS))
-        _, first, second, *rest = net.init(key)
-        limit = second["w"].shape[0] ** -0.5
-        bias = jax.random.uniform(bias_key, second["b"].shape, second["b"].dtype, -limit, limit)
-        return (drawn, first, second | {"b": bias}, *rest)
+        return (drawn, *net.init(key)[1:])
 
     def seen(memory: Kept, params: Params, task) -> Params:
         return (jax.tree.map(lambda leaf: leaf[task], params[0]), *params[1:])
@@ -103,7 +105,7 @@ def table(
     return Table(
         title=title,
         reference="Lopez-Paz & Ranzato (2017), NeurIPS: one seed",
-        notes=("BWT and FWT are divided by the number of tasks, as the authors' code does.", *notes),
+        notes=(*NOTES, *notes),
         columns={
             "ACC": Column("domain", cl.average_accuracy),
             "BWT": Column("domain", lambda r: PER_TASK * cl.backward_transfer(r)),
