@@ -37,15 +37,8 @@ class RunState(NamedTuple):
     diagnosed: tuple[np.ndarray, ...] = ()  # (seeds, 6, tasks): the fields of Findings, likewise
 
 
-TOLD = (
-    "tables",
-    "curves",
-    "finite",
-    "begun",
-    "within",
-    "probed",
-    "diagnosed",
-)  # arrays of a RunState beside its progress
+# Arrays of a RunState beside its progress.
+TOLD = ("tables", "curves", "finite", "begun", "within", "probed", "diagnosed")
 
 
 class Moment(NamedTuple):
