@@ -11,6 +11,7 @@ from bptoolkit import continual as cl
 from bptoolkit import data, learning
 from bptoolkit.continual.layout import Layout
 from bptoolkit.continual.streams import gather
+from bptoolkit.fixed_point import almeida_pineda, implicit, picard
 from bptoolkit.learning.losses import binary_cross_entropy
 from bptoolkit.models import equilibrium, mlp, rate_cell
 
@@ -206,7 +207,8 @@ def test_without_features_the_answers_are_told_all_the_same(learner, clouds):
 
 
 def test_a_net_that_settles_is_read_at_its_settled_states(clouds):
-    made = experiment(clouds, learning.backprop(equilibrium(rate_cell(4, 5, 6))), steps=4)
+    net = equilibrium(rate_cell(4, 5, 6), implicit(picard(), almeida_pineda()))
+    made = experiment(clouds, learning.backprop(net), steps=4)
     result, states = carried_out(made, IN_TURN)
     np.testing.assert_array_equal(result.diagnosis.plain[:, 1:], result.accuracy)
     agrees(made, result, states, made.learner)
