@@ -270,6 +270,13 @@ def test_a_method_that_is_not_there_is_said_to_be_missing(command):
     assert "Unknown/Class: not run: there is no such method yet" in text
 
 
+def test_results_of_another_key_are_not_mixed_into_a_file(command):
+    command("--seeds", "1", "--methods", "None")
+    code, text, made = command("--seeds", "2", "--methods", "None", "--key", "1")
+    assert (code, made) == (2, [])
+    assert "holds results of --key 0, got 1. Name another folder" in text
+
+
 def test_bad_words_are_refused(command):
     for arguments, sentence in (
         (("--methods", "Magic"), "no row 'Magic'"),

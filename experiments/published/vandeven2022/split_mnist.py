@@ -79,8 +79,8 @@ WEIGHT = {
 # Measured by hand with the authors' code, given the contexts of seeds 0 to 4 here; the runs are not committed.
 DEALINGS = (
     "SI, domain-incremental: the authors' code, run by hand on the contexts of seeds 0 to 4 here, gives 80.9, 82.3, "
-    "62.3, 69.5 and 67.3; ours gave 71.2, 71.9, 71.8, 73.5 and 73.0 on another processor than that of the "
-    "ten in the table."
+    "62.3, 69.5 and 67.3; ours gave 71.2, 71.9, 71.8, 73.5 and 73.0 in an earlier run, on another "
+    "machine."
 )
 
 mnist = functools.cache(data.mnist)
