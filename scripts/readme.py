@@ -80,8 +80,7 @@ def section(found: re.Match) -> str:
 
 def keep(folder: Path) -> None:
     """Copy what the pages show of a run, with where and how it was made."""
-    config = json.loads((folder / "config.json").read_text("utf-8"))
-    environment = json.loads((folder / "environment.json").read_text("utf-8"))
+    config, environment = runs.load_config(folder), runs.load_environment(folder)
     name = config["experiment"].rsplit(".", 1)[-1]
     record = runs.load_summary(folder) | {"config": config, "made": provenance(environment)}
     RESULTS.mkdir(exist_ok=True)

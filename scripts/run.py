@@ -93,7 +93,9 @@ def command(arguments: list[str]) -> int:
     if not console.is_terminal:
         console = Console(width=WIDTH)
     if arguments and arguments[0].partition("=")[0] == "--from":
-        return repeat(console, tyro.cli(Repeat, prog="run.py", args=arguments))
+        asked = tyro.cli(Repeat, prog="run.py", args=arguments)
+        check_fields(asked)
+        return repeat(console, asked)
     name, question = choose(arguments)
     if name is None:
         console.print(f"{__doc__}\n{question}" if wants_help(arguments) else question, highlight=False, soft_wrap=True)

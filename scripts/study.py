@@ -23,6 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the studies l
 from bptoolkit import runs
 from bptoolkit.runs.devices import prepare
 from bptoolkit.runs.environment import environment, provenance
+from bptoolkit.runs.fields import check_fields
 from bptoolkit.runs.figures import style
 from bptoolkit.runs.record import replacing, write_json
 
@@ -76,6 +77,7 @@ def parse(name: str, study: ModuleType, arguments: list[str]) -> tuple[Any, Path
         ],
     )
     given = tyro.cli(flags, prog=f"study.py {name}", description=study.QUESTION, args=arguments)
+    check_fields(given.config)
     return given.config, given.out
 
 

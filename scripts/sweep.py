@@ -13,6 +13,7 @@ import dataclasses
 import hashlib
 import importlib
 import json
+import math
 import sys
 import typing
 import warnings
@@ -164,7 +165,8 @@ def tell(console: Console, folder: Path, swept: Swept, remark: str) -> None:
         table.add_column(title, overflow="fold")
     for point in best(swept.results):
         at = ", ".join(f"{name} {value}" for name, value in point.values.items())
-        figure = f"{100 * point.mean:.1f} ± {100 * point.half_width:.1f}"
+        half = "" if math.isnan(point.half_width) else f" ± {100 * point.half_width:.1f}"  # none of one seed
+        figure = f"{100 * point.mean:.1f}{half}"
         table.add_row(point.scenario, point.net, point.strategy, at, figure)
     console.print(table)
     console.print(remark, soft_wrap=True, highlight=False)

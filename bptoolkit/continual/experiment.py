@@ -12,7 +12,7 @@ from bptoolkit.continual.activity import Plasticity
 from bptoolkit.continual.diagnose import Findings
 from bptoolkit.continual.gates import hidden_units
 from bptoolkit.continual.streams import Stream, spec
-from bptoolkit.learning.fit import Curves, check_budget
+from bptoolkit.learning.fit import Curves, check_budget, checked_optimizer
 from bptoolkit.learning.learner import Learner, StreamSpec, check_outputs
 from bptoolkit.types import Params
 
@@ -89,9 +89,13 @@ class Experiment:
                 f"learner must be a Learner, or make one of hyper, got {type(learner).__name__}. "
                 "Write ewc(10.0)(backprop(model)), or lambda hyper: ewc(hyper['strength'])(backprop(model))."
             )
-        if isinstance(self.optimizer, optax.GradientTransformation):
-            return learner, self.optimizer
-        return learner, self.optimizer(hyper)
+        return learner, made_optimizer(self.optimizer, hyper)
+
+
+def made_optimizer(given: Any, hyper: Hyper) -> optax.GradientTransformation:
+    """What was given, or what it makes of these numbers."""
+    is_one = isinstance(given, optax.GradientTransformation)
+    return checked_optimizer(given(hyper) if callable(given) and not is_one else given)
 
 
 @dataclass(frozen=True)

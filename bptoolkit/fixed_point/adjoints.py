@@ -13,8 +13,8 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, Inexact
 
 from bptoolkit import trees
-from bptoolkit.fixed_point.solve import Solution, Status, Stop, certified, norm, settled_dtypes, solve
-from bptoolkit.fixed_point.solvers import Solver, damped, picard
+from bptoolkit.fixed_point.solve import Solution, Status, Stop, certified, check_counts, norm, settled_dtypes, solve
+from bptoolkit.fixed_point.solvers import Solver, damped, picard, settled_solver
 from bptoolkit.types import Memory, State
 
 __all__ = ["SMALL", "Adjoint", "Biased", "almeida_pineda", "dense", "neumann", "one_step", "phantom"]
@@ -52,8 +52,13 @@ def almeida_pineda(
         solver: `picard()` if left out.
         stop, every, compact: as for `solve`; max_steps counts products.
 
+    Raises:
+        ValueError: something else than a solver; every or compact below 1.
+
     Reference: Almeida (1987), IEEE ICNN; Pineda (1987), Physical Review Letters 59.
     """
+    check_counts(every, compact)
+    solver = settled_solver(solver)
 
     def adjoint(matvec: Matvec, g: State, *, start: State | None = None, factors: Memory = None) -> Solution:
         del factors

@@ -24,7 +24,7 @@ from bptoolkit.fixed_point.adjoints import Adjoint, Biased
 from bptoolkit.fixed_point.failure import Policy, adjoint_or, at_finite, check_policy, settled_or
 from bptoolkit.fixed_point.precision import settled_narrowly
 from bptoolkit.fixed_point.solve import Solution, Status, Stop, as_arrays, check_counts, check_map, norm, solve
-from bptoolkit.fixed_point.solvers import Solver
+from bptoolkit.fixed_point.solvers import Solver, settled_solver
 from bptoolkit.fixed_point.stability import coordinates
 from bptoolkit.types import Memory, PyTree, State
 
@@ -92,10 +92,12 @@ def implicit(
             forward one, see there for `jit`.
 
     Raises:
-        ValueError: an unknown policy, every or compact below 1; from the result, what `solve` raises.
+        ValueError: an unknown policy, every or compact below 1, something else than a solver; from the result, what
+            `solve` raises.
     """
     check_policy(on_failure)
     check_counts(every, compact)
+    settled_solver(solver)
     usual, adjoint = stop, automatic.exact() if adjoint is None else adjoint
 
     def relax(

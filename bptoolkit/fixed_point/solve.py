@@ -19,14 +19,13 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import optax
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from bptoolkit import trees
 from bptoolkit.fixed_point.batch import anyone, masking, shared
 from bptoolkit.fixed_point.compact import until_all_end
-from bptoolkit.fixed_point.solvers import Solver, picard
+from bptoolkit.fixed_point.solvers import Solver, picard, settled_solver
 from bptoolkit.types import Memory, State
 
 __all__ = ["Solution", "Status", "Stop", "solve"]
@@ -138,10 +137,11 @@ def solve(
         Solution; check `status`.  Not differentiable: see `implicit` and `unrolled`.
 
     Raises:
-        ValueError: f returns other shapes or dtypes than it was given; every or compact below 1.
+        ValueError: f returns other shapes or dtypes than it was given; every or compact below 1; something else than
+            a solver; a negative tolerance.
     """
     check_counts(every, compact)
-    solver = optax.with_extra_args_support(picard() if solver is None else solver)
+    solver = settled_solver(solver)
     check_map(f, z0)
     z0 = as_arrays(z0)
     rule = settled_dtypes(stop, z0)
@@ -291,6 +291,9 @@ class Rule(NamedTuple):
 
 def settled_dtypes(stop: Stop, z: State) -> Rule:
     """The same rule in fixed dtypes, so that another value never means another program."""
+    for name, bound in (("rtol", stop.rtol), ("atol", stop.atol)):
+        if isinstance(bound, int | float) and not bound >= 0:
+            raise ValueError(f"{name} must be at least 0, got {bound}. Leave rtol out for what the dtype can honour.")
     dtype = _judge(z)
     rtol = _honoured(z) if stop.rtol is None else stop.rtol
     return Rule(jnp.asarray(rtol, dtype), jnp.asarray(stop.atol, dtype), jnp.asarray(stop.max_steps, jnp.int32))

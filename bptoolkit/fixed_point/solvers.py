@@ -32,6 +32,20 @@ NOISE = 128  # units of rounding of the state below which a residual is one of r
 FLATTEST = 0.05  # cosine of the angle between Δz and Δr below which the step shrinks no further
 
 
+def settled_solver(solver: optax.GradientTransformation | None) -> Solver:
+    """The solver, `picard()` for None, in the form that takes further arguments.
+
+    Raises:
+        ValueError: something else than a solver, such as the function that makes one.
+    """
+    if solver is None:
+        return picard()
+    if not isinstance(solver, optax.GradientTransformation):
+        named = getattr(solver, "__name__", type(solver).__name__)
+        raise ValueError(f"solver must be a Solver, as picard() or anderson() make one, got {named}.")
+    return optax.with_extra_args_support(solver)
+
+
 def picard() -> Solver:
     """Replace z by f(z).  Contracts only if the spectral radius of ∂f/∂z is below one at the fixed point."""
     return relaxation(1.0)

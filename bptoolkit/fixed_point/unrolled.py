@@ -14,7 +14,6 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import optax
 from jax import lax
 
 from bptoolkit import trees
@@ -32,7 +31,7 @@ from bptoolkit.fixed_point.solve import (
     report,
     settled_dtypes,
 )
-from bptoolkit.fixed_point.solvers import Solver, picard
+from bptoolkit.fixed_point.solvers import Solver, settled_solver
 from bptoolkit.types import PyTree, State
 
 __all__ = ["BiasedRelaxation", "unrolled"]
@@ -69,13 +68,13 @@ def unrolled(
             number is the length of a segment.
 
     Raises:
-        ValueError: steps or checkpoint below 1, truncate outside 1 … steps.
+        ValueError: steps or checkpoint below 1, truncate outside 1 … steps; something else than a solver.
 
     Reference: Williams & Peng (1990), Neural Computation 2 (truncation); Chen et al. (2016), "Training deep nets with
     sublinear memory cost" (checkpoints).
     """
     _check(steps, truncate, checkpoint)
-    solver = optax.with_extra_args_support(picard() if solver is None else solver)
+    solver = settled_solver(solver)
     last = steps if truncate is None else truncate
     segment = ceil(sqrt(last)) if checkpoint is True else checkpoint
 

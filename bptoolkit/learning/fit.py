@@ -5,7 +5,7 @@ The runner of task sequences and `fit` for one data set make the same steps.
 
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -77,10 +77,12 @@ def fit(
         params: weights to start from; `learner.model.init` if left out.
 
     Raises:
-        ValueError: a data set that `check` refuses, steps or batch below 1, a model that does not fit the data.
+        ValueError: a data set that `check` refuses, steps or batch below 1, a model that does not fit the data,
+            something else than an optimiser.
     """
     if not isinstance(learner, Learner):
         raise ValueError(f"fit trains a learner, got {type(learner).__name__}. Write fit(backprop(model), …).")
+    checked_optimizer(optimizer)
     check(data)
     rows = data.train
     if rows.y.ndim != 1:
@@ -180,6 +182,14 @@ def _summary(settling: Settling | None, weight: Float[Array, "b"]) -> tuple[Arra
 
 def _some_rows(rows, data: Dataset, place: Int[Array, "b"]) -> Batch:
     return rows_of(rows.x[place], rows.y[place], data.classes, data.scale)._replace(index=place)
+
+
+def checked_optimizer(optimizer: Any) -> optax.GradientTransformation:
+    """The optimiser, if it is one."""
+    if not isinstance(optimizer, optax.GradientTransformation):
+        got = getattr(optimizer, "__name__", repr(optimizer))
+        raise ValueError(f"optimizer must be one of optax, as optax.adam(1e-3) makes it, got {got}.")
+    return optimizer
 
 
 def check_budget(steps: int, batch: int) -> None:

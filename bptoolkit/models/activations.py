@@ -55,6 +55,12 @@ class Activation:
         return self.value(a)
 
 
+def check_activation(activation: Elementwise) -> None:
+    """Raise unless it can be applied."""
+    if not callable(activation):
+        raise ValueError(f"activation must be a function of numbers, such as activations.tanh, got {activation!r}.")
+
+
 def slope(activation: Elementwise, a: Float[Array, "..."]) -> Float[Array, "..."]:
     """g′(a), by hand where the activation has it, else by forward differentiation."""
     if isinstance(activation, Activation):

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from bptoolkit.models.activations import Elementwise, steepest, tanh
+from bptoolkit.models.activations import Elementwise, check_activation, steepest, tanh
 from bptoolkit.models.convnet import convolution, patches
 from bptoolkit.models.mlp import check_sizes, dense, uniform_fan_in
 from bptoolkit.types import Cell, Key, Params
@@ -52,11 +52,13 @@ def conv_cell(
         gain: Lipschitz constant of the step at the start; below 1 for a unique fixed point.
 
     Raises:
-        ValueError: a shape of other than two or three axes, a size below one, a gain that is not positive, a pool that
-            does not divide height and width of the state, or (from the step) another image.
+        ValueError: a shape of other than two or three axes, a size below one, a gain that is not positive, an
+            activation that is no function, a pool that does not divide height and width of the state, or (from the
+            step) another image.
     """
     if len(shape) not in (2, 3):
         raise ValueError(f"conv_cell needs a shape (height, width) or (height, width, colours), got {shape}.")
+    check_activation(activation)
     check_sizes("conv_cell", (*shape, channels, outputs, kernel, stride, *(() if pool is None else (pool,))))
     if not gain > 0:
         raise ValueError(f"gain must be positive, got {gain}. Below 1 the network settles from any state.")

@@ -12,7 +12,7 @@ from math import prod
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from bptoolkit.models.activations import Elementwise, identity, relu
+from bptoolkit.models.activations import Elementwise, check_activation, identity, relu
 from bptoolkit.models.mlp import Initializer, check_sizes, dense, feed_forward, init_layer, uniform_fan_in
 from bptoolkit.types import Layer, Model, Params
 
@@ -45,10 +45,12 @@ def convnet(
         init: as in `mlp`; weights are (kernel, kernel, channels in, channels out).
 
     Raises:
-        ValueError: a shape of other than two or three axes, a size below one, or (from `apply`) another image.
+        ValueError: a shape of other than two or three axes, a size below one, an activation that is
+            no function, or (from `apply`) another image.
     """
     if len(shape) not in (2, 3):
         raise ValueError(f"convnet needs a shape (height, width) or (height, width, colours), got {shape}.")
+    check_activation(activation)
     check_sizes("convnet", (*shape, outputs, *channels, *hidden, kernel, stride))
     draw = uniform_fan_in if init is None else init
     image = (shape[0], shape[1], shape[2] if len(shape) == 3 else 1)

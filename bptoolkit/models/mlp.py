@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from bptoolkit.models.activations import Elementwise, identity, relu
+from bptoolkit.models.activations import Elementwise, check_activation, identity, relu
 from bptoolkit.types import Info, Key, Layer, Model, Params
 
 __all__ = ["Initializer", "dense", "feed_forward", "init_layer", "mlp", "uniform_fan_in"]
@@ -31,8 +31,10 @@ def mlp(*sizes: int, activation: Elementwise = relu, init: Initializer | None = 
         init: draws weights and biases alike; `uniform_fan_in` if left out.
 
     Raises:
-        ValueError: fewer than two sizes, a size below one, or (from `apply`) an input of another size.
+        ValueError: fewer than two sizes, a size below one, an activation that is no function, or (from `apply`) an
+            input of another size.
     """
+    check_activation(activation)
     check_sizes("mlp", sizes)
     if len(sizes) < 2:
         raise ValueError(f"mlp needs the sizes of input and output, got {sizes}. Write for example mlp(64, 100, 10).")

@@ -18,7 +18,7 @@ import jax
 
 from bptoolkit.continual.experiment import Experiment
 from bptoolkit.continual.lanes import Grid, seed_numbers
-from bptoolkit.continual.layout import Layout, fetch
+from bptoolkit.continual.layout import Layout, choose_layout, fetch
 from bptoolkit.continual.programs import numbers_read
 from bptoolkit.continual.run import run_grid
 from bptoolkit.continual.streams import Stream
@@ -118,7 +118,9 @@ def carry_out(
     counts = {name: experiment.stream.tasks for name, experiment in experiments.items()}
     if len(set(counts.values())) > 1:
         raise ValueError(f"All experiments of a run need the same number of tasks, got {counts}. Make a run of each.")
-    check_memory(experiments, len(seed_numbers(config["seeds"])))
+    seeds = len(seed_numbers(config["seeds"]))
+    choose_layout(seeds, len(jax.devices()), weights=1, settles=False, wish=layout)  # raises for too few devices
+    check_memory(experiments, seeds)
     if not is_leader():
         with enough_memory():
             return follow(experiments, config, layout)

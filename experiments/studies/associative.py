@@ -32,6 +32,7 @@ from bptoolkit.fixed_point.solve import norm
 from bptoolkit.fixed_point.stability import symmetric
 from bptoolkit.learning.fit import Progress, train
 from bptoolkit.models.activations import sigmoid
+from bptoolkit.runs.fields import Count
 from bptoolkit.runs.figures.look import COLOURS
 from bptoolkit.types import Batch, Cell, Model
 from experiments.studies.canvas import canvas
@@ -45,19 +46,19 @@ QUESTION = (
 class Config:
     """Every field is a flag of `scripts/study.py`."""
 
-    hidden: int = 256
+    hidden: Count = 256
     slope: float = 0.5  # b
     scale: float = 1e-3  # deviation of w at the start
-    settle_steps: int = 50
+    settle_steps: Count = 50
     tolerance: float = 1e-5  # relative error at which a relaxation ends, forward and backward
-    truncate: int = 20  # backward steps
+    truncate: Count = 20  # backward steps
     rate: float = 1e-3  # of Adam, at the start
-    updates: int = 1000
-    looks: int = 20  # at ρ and at recall, beside the one before the first update
+    updates: Count = 1000
+    looks: Count = 20  # at ρ and at recall, beside the one before the first update
     corrupted: float = 0.5  # share of on-pixels that is switched off
-    draws: int = 5  # of corrupted pixels, for each image
-    seeds: int = 3
-    krylov: int = 40  # vectors from which ρ is estimated
+    draws: Count = 5  # of corrupted pixels, for each image
+    seeds: Count = 3
+    krylov: Count = 40  # vectors from which ρ is estimated
     key: int = 0
 
 

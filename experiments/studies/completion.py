@@ -22,6 +22,7 @@ import optax
 from bptoolkit import fixed_point as fp
 from bptoolkit import learning, models
 from bptoolkit.learning.fit import Progress, train
+from bptoolkit.runs.fields import Count
 from bptoolkit.runs.figures.look import COLOURS
 from bptoolkit.runs.summary import interval
 from bptoolkit.types import Batch, Model
@@ -34,21 +35,21 @@ QUESTION = "How much of a pattern does a settled net recall from one half, again
 class Config:
     """Every field is a flag of `scripts/study.py`."""
 
-    bits: int = 32  # N, even
-    hidden: int = 64
+    bits: Count = 32  # N, even
+    hidden: Count = 64
     symmetric: bool = True  # W = Wᵀ without self-connections
-    patterns: tuple[int, ...] = (8, 16, 32, 64)
+    patterns: tuple[Count, ...] = (8, 16, 32, 64)
     noises: tuple[float, ...] = (0.0, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5)  # probability that a clamped bit is wrong
     training_noise: float = 0.1
-    seeds: int = 5
-    updates: int = 600
+    seeds: Count = 5
+    updates: Count = 600
     rate: float = 3e-3  # of Adam
     clip: float = 0.1  # largest norm of a gradient: it is infinite where a fixed point is about to vanish
     gain: float = 0.5  # Lipschitz constant of the step at the start
     dt: float = 0.5  # of the relaxation
     tolerance: float = 1e-3  # relative error at which a relaxation ends
-    settle_steps: int = 200  # allowed to it
-    draws: int = 20  # of wrong bits, for each pattern and noise
+    settle_steps: Count = 200  # allowed to it
+    draws: Count = 20  # of wrong bits, for each pattern and noise
     key: int = 0
 
 

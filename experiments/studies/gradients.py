@@ -22,6 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from bptoolkit import fixed_point as fp
+from bptoolkit.runs.fields import Count
 from bptoolkit.runs.figures.look import COLOURS
 from experiments.studies.canvas import canvas
 
@@ -32,9 +33,9 @@ QUESTION = "How near to the true gradient does each adjoint come, for how many p
 class Config:
     """Every field is a flag of `scripts/study.py`.  The names are those of `bptoolkit.fixed_point`."""
 
-    units: int = 64
+    units: Count = 64
     radii: tuple[float, ...] = (0.9, 0.99)  # ρ(J)
-    seeds: int = 30  # nets
+    seeds: Count = 30  # nets
     tolerant: tuple[str, ...] = ("almeida_pineda", "gmres", "bicgstab", "cg_normal", "exact")  # take a `stop`
     tolerances: tuple[float, ...] = (0.3, 0.1, 1e-2, 1e-3, 1e-4, 1e-5)  # for them
     series: tuple[str, ...] = ("neumann", "phantom")  # take a number of terms or steps
@@ -44,8 +45,8 @@ class Config:
     plain: tuple[str, ...] = ("one_step", "dense")  # take nothing
     through_time: tuple[str, ...] = ("unrolled", "truncated")  # take a number of steps: `terms`
     settled: int = 500  # steps before those of `truncated`
-    max_steps: int = 2000  # allowed to those with a tolerance
-    memory: int = 40  # of Broyden
+    max_steps: Count = 2000  # allowed to those with a tolerance
+    memory: Count = 40  # of Broyden
     away: float = 0.1  # distance per unit from which Broyden starts
     key: int = 0
 

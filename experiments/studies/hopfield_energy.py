@@ -20,6 +20,7 @@ from jax import lax
 from bptoolkit import fixed_point as fp
 from bptoolkit import models
 from bptoolkit.fixed_point.stability import symmetric
+from bptoolkit.runs.fields import Count
 from bptoolkit.runs.figures.look import COLOURS
 from bptoolkit.runs.proportion import wilson
 from experiments.studies.canvas import canvas
@@ -31,13 +32,13 @@ QUESTION = "Does the energy of a Hopfield net ever rise while it settles, and ho
 class Config:
     """Every field is a flag of `scripts/study.py`."""
 
-    inputs: int = 8
-    units: int = 64
+    inputs: Count = 8
+    units: Count = 64
     gains: tuple[float, ...] = (0.5, 1.0, 1.5, 2.0, 3.0, 5.0)  # largest |λ(W)|
     dts: tuple[float, ...] = (0.1, 0.25, 0.5, 0.75, 0.9, 1.0)
-    seeds: int = 200  # nets, each with one input and one start, both random
-    steps: int = 100  # along which the energy is followed
-    max_steps: int = 2000  # allowed until a settling counts as MAX_STEPS
+    seeds: Count = 200  # nets, each with one input and one start, both random
+    steps: Count = 100  # along which the energy is followed
+    max_steps: Count = 2000  # allowed until a settling counts as MAX_STEPS
     shown: float = 3.0  # the gain whose traces are drawn
     key: int = 0
 

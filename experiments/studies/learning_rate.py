@@ -26,6 +26,7 @@ import optax
 from bptoolkit import fixed_point as fp
 from bptoolkit import learning, models
 from bptoolkit.learning.fit import Progress, train
+from bptoolkit.runs.fields import Count
 from bptoolkit.runs.figures.look import COLOURS
 from bptoolkit.runs.proportion import wilson
 from bptoolkit.types import Batch, Model
@@ -44,15 +45,15 @@ LOST = (
 class Config:
     """Every field is a flag of `scripts/study.py`."""
 
-    bits: int = 2
-    units: int = 4  # of the recurrent net
+    bits: Count = 2
+    units: Count = 4  # of the recurrent net
     rates: tuple[float, ...] = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)  # of plain gradient descent
-    seeds: int = 30
-    looks: int = 30  # at the eigenvalues, beside the one before the first update
-    updates: int = 50  # between two looks
+    seeds: Count = 30
+    looks: Count = 30  # at the eigenvalues, beside the one before the first update
+    updates: Count = 50  # between two looks
     gain: float = 0.5  # Lipschitz constant of the step at the start
     dt: float = 0.5  # of the relaxation
-    settle_steps: int = 400  # allowed to a relaxation
+    settle_steps: Count = 400  # allowed to a relaxation
     tolerance: float = 1e-3  # relative error at which it ends
     key: int = 0
 

@@ -26,6 +26,7 @@ from bptoolkit.learning import rows_of
 from bptoolkit.learning.fit import Progress, train
 from bptoolkit.learning.losses import correct
 from bptoolkit.learning.sampling import positions
+from bptoolkit.runs.fields import Count
 from bptoolkit.runs.figures.look import COLOURS
 from bptoolkit.runs.summary import interval
 from bptoolkit.types import Batch, Dataset, Model, Rows
@@ -40,20 +41,20 @@ COSTS = {"settling_steps": "forward: steps of Peaceman–Rachford", "backward_st
 class Config:
     """Every field is a flag of `scripts/study.py`."""
 
-    units: int = 87
+    units: Count = 87
     monotone: float = 1.0  # m
     tolerance: float = 1e-2  # relative error at which a relaxation ends, forward and backward
-    settle_steps: int = 300  # allowed to it
-    batch: int = 128
+    settle_steps: Count = 300  # allowed to it
+    batch: Count = 128
     rate: float = 1e-3  # of Adam
     decay: float = 0.1  # of the rate, every
-    decay_epochs: int = 10
-    epochs: int = 40
-    seeds: int = 5
+    decay_epochs: Count = 10
+    epochs: Count = 40
+    seeds: Count = 5
     goal: float = 0.98  # accuracy whose epoch is told
     mean: float = 0.1307  # of the pixels, in 0 … 1
     deviation: float = 0.3081
-    limit: int | None = None  # images, the first ones of training and test set; all if None
+    limit: Count | None = None  # images, the first ones of training and test set; all if None
     key: int = 0
 
 

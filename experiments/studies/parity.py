@@ -21,6 +21,7 @@ import optax
 from bptoolkit import fixed_point as fp
 from bptoolkit import learning, models
 from bptoolkit.learning.fit import Progress, train
+from bptoolkit.runs.fields import Count
 from bptoolkit.runs.figures.look import COLOURS
 from bptoolkit.runs.proportion import wilson
 from bptoolkit.types import Batch, Model
@@ -33,14 +34,14 @@ QUESTION = "How often does a settled net learn parity, by Almeida–Pineda or by
 class Config:
     """Every field is a flag of `scripts/study.py`."""
 
-    bits: tuple[int, ...] = (2, 4)
-    units: tuple[int, ...] = (3, 6)  # of the recurrent net, one number for each of `bits`
-    seeds: int = 100
-    updates: int = 1000
+    bits: tuple[Count, ...] = (2, 4)
+    units: tuple[Count, ...] = (3, 6)  # of the recurrent net, one number for each of `bits`
+    seeds: Count = 100
+    updates: Count = 1000
     rate: float = 0.02  # of Adam
     gain: float = 0.5  # Lipschitz constant of the recurrent net's step at the start
     dt: float = 0.5  # of the relaxation
-    settle_steps: int = 40  # allowed to a relaxation, and unrolled by BPTT
+    settle_steps: Count = 40  # allowed to a relaxation, and unrolled by BPTT
     tolerance: float = 1e-4  # relative error at which a relaxation ends
     margin: float = 0.5  # between an output and its target, at most, in a solved task
     key: int = 0

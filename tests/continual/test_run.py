@@ -1,5 +1,6 @@
 """The runner: what it computes against loops written out, and that a seed's result is its own."""
 
+import dataclasses
 import importlib
 from functools import partial
 
@@ -334,6 +335,13 @@ def test_seeds_that_are_none_or_the_same_are_refused(clouds, seeds, sentence):
 def test_a_model_that_does_not_fit_the_stream_is_refused(clouds, model, sentence):
     with pytest.raises(ValueError, match=sentence):
         cl.run(experiment(clouds, model), jax.random.key(0), seeds=1)
+
+
+@pytest.mark.parametrize("optimizer", [1e-3, None, lambda hyper: 1e-3])
+def test_an_optimiser_that_is_none_is_refused(clouds, optimizer):
+    wrong = dataclasses.replace(experiment(clouds), optimizer=optimizer)
+    with pytest.raises(ValueError, match=r"optimizer must be one of optax, .*, got (0.001|None)"):
+        cl.run(wrong, jax.random.key(0), seeds=1)
 
 
 @pytest.mark.parametrize("change", [{"steps": 0}, {"batch": 0}, {"batch": 2.5}])

@@ -339,10 +339,17 @@ def test_list_names_every_study_with_its_question(command, tmp_path):
     assert all(question.endswith("?") for question in lines.values())
 
 
-def test_a_wrong_name_gets_the_nearest_and_leaves_nothing(command, tmp_path):
-    ran = command("partiy", cwd=tmp_path)
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["partiy"], "Nearest: parity"),
+        (["parity", "--seeds", "-1"], "seeds must be a whole number of at least 1, got -1"),
+    ],
+)
+def test_wrong_words_get_a_sentence_and_leave_nothing(command, tmp_path, arguments, sentence):
+    ran = command(*arguments, "--out", tmp_path, cwd=tmp_path)
     assert ran.returncode == 2
-    assert "Nearest: parity" in ran.stderr
+    assert sentence in ran.stderr
     assert "Traceback" not in ran.stderr
     assert list(tmp_path.iterdir()) == []
 

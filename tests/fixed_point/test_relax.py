@@ -10,6 +10,7 @@ from bptoolkit.fixed_point import (
     Stop,
     adjoints,
     almeida_pineda,
+    anderson,
     dense,
     implicit,
     neumann,
@@ -293,3 +294,9 @@ def test_bad_input_gets_a_sentence(network):
         unrolled(0)
     with pytest.raises(ValueError, match="terms must be at least 0"):
         neumann(-1)
+
+
+@pytest.mark.parametrize("part", [implicit, almeida_pineda, lambda solver: unrolled(3, solver)])
+def test_a_solver_that_was_not_made_is_refused_where_it_is_given(part):
+    with pytest.raises(ValueError, match=r"solver must be a Solver, .* make one, got anderson"):
+        part(anderson)

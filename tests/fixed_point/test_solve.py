@@ -274,6 +274,10 @@ def test_memory_does_not_grow_with_the_steps_allowed(network):
         (lambda: damped(1.0), r"damping must be in \[0, 1\)"),
         (lambda: relaxation(0.0), "dt must be positive"),
         (lambda: anderson(0), "depth must be at least 1"),
+        (lambda: solve(jnp.tanh, jnp.ones(3), picard), r"solver must be a Solver, as picard\(\) .*, got picard"),
+        (lambda: solve(jnp.tanh, jnp.ones(3), 0.5), "solver must be a Solver, .*, got float"),
+        (lambda: solve(jnp.tanh, jnp.ones(3), stop=Stop(rtol=-1.0)), "rtol must be at least 0, got -1.0"),
+        (lambda: solve(jnp.tanh, jnp.ones(3), stop=Stop(atol=float("nan"))), "atol must be at least 0, got nan"),
     ],
 )
 def test_bad_input_gets_a_sentence(call, sentence):

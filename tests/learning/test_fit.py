@@ -219,3 +219,6 @@ def test_what_fit_cannot_do_is_refused(clouds, key):
         learning.fit(learning.backprop(MODEL), clouds, optax.lbfgs(), key, steps=2)
     with pytest.raises(ValueError, match=r"fit trains a learner, got Model. Write fit\(backprop\(model\), …\)"):
         learning.fit(MODEL, clouds, optax.sgd(0.1), key, steps=2)
+    for optimizer, got in ((1e-3, "0.001"), (optax.adam, "adam")):
+        with pytest.raises(ValueError, match=f"optimizer must be one of optax, .*, got {got}"):
+            learning.fit(learning.backprop(MODEL), clouds, optimizer, key, steps=2)

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from bptoolkit import models
 from bptoolkit.models import activations
 from bptoolkit.models.activations import Activation, slope, steepest
 
@@ -14,6 +15,20 @@ POINTS = np.array([-40.0, -3.1, -1.0, -0.7, 0.0, 0.3, 1.0, 2.2, 40.0])  # the ki
 
 def derivative(function, a):
     return jax.vmap(jax.grad(function))(a)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda g: models.mlp(2, 2, activation=g),
+        lambda g: models.rate_cell(2, 2, 2, activation=g),
+        lambda g: models.conv_cell((4, 4), 2, 2, activation=g),
+        lambda g: models.convnet((4, 4), 2, activation=g),
+    ],
+)
+def test_a_name_in_place_of_a_function_is_refused(make):
+    with pytest.raises(ValueError, match=r"activation must be a function of numbers, .*, got 'tanh'"):
+        make("tanh")
 
 
 @every

@@ -367,6 +367,12 @@ def test_an_experiment_that_cannot_run_leaves_nothing(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_more_devices_than_there_are_leave_nothing(tmp_path):
+    with pytest.raises(ValueError, match="no more than the 1 that there are; got 1 × 3"):
+        carry_out(tmp_path / "run", CONFIG, TINY, layout=cl.Layout(data=3))
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_watcher_sees_begin_and_end(tmp_path):
     told = []
     watcher = Watcher(
