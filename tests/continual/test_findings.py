@@ -62,9 +62,9 @@ def naive(clouds):
     return made, *carried_out(made)
 
 
-def agrees(made, result, states, learner):
+def agrees(made, result, states, learner, seeds=(0,)):
     """The matrices are what `diagnose` tells of the learner then; one row may fall otherwise, by rounding."""
-    for seed in range(SEEDS):
+    for seed in seeds:
         train, test = all_rows(made.stream, seed)
         for task, state in enumerate(states, start=1):
             then = progress_of(state, seed)
@@ -79,7 +79,7 @@ def test_the_matrices_are_what_diagnose_tells_of_the_weights_then(naive):
     made, result, states = naive
     for values in result.diagnosis:
         assert values.shape == (SEEDS, 4, 3)
-    agrees(made, result, states, made.learner)
+    agrees(made, result, states, made.learner, range(SEEDS))
     for values in result.diagnosis:
         assert np.abs(np.diff(values, axis=1)).max() > 0.01
 

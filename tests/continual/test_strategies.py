@@ -43,6 +43,9 @@ CASES = [
     for i, strategy in enumerate(STRATEGIES | COMPOSED)
     for j, net in enumerate(NETS)
 ]
+OUTPUTS = {"class": 6, "domain": 2, "task": 6}
+# The rule around a net that settles starts each row where it last ended: what it remembers must come through as well.
+RULES = {"static": learning.backprop, "recurrent": lambda model: learning.warm_backprop(model, 24)}
 STEPS = 4
 
 
@@ -57,23 +60,34 @@ def watched(learner):
     return learner._replace(gradient=gradient), traces
 
 
+@pytest.fixture(scope="module")
+def course(clouds, drive):
+    """The function (strategy, net, scenario) -> its stages, and how often its gradient had been traced after each."""
+
+    @cache
+    def go(strategy, net, scenario):
+        stream = clouds(scenario)
+        rule, traces = watched(RULES[net](NETS[net](stream.outputs)))
+        driven = drive((STRATEGIES | COMPOSED)[strategy](rule), stream, steps=STEPS)
+        progress, stages, seen = driven.begin(), [], []
+        for task in range(stream.tasks):
+            stages.append(driven.stage(progress, task))
+            progress = stages[-1].progress
+            seen.append(len(traces))
+        return stages, seen
+
+    return go
+
+
 @pytest.mark.parametrize(("strategy", "net", "scenario"), CASES)
-def test_a_strategy_learns_every_task_in_one_program(strategy, net, scenario, clouds, drive):
+def test_a_strategy_learns_every_task_in_one_program(strategy, net, scenario, course):
     """Finite, of the right shapes, moved by every task, and nothing traced after the first task began."""
-    stream = clouds(scenario)
-    rule, traces = watched(learning.backprop(NETS[net](stream.outputs)))
-    driven = drive((STRATEGIES | COMPOSED)[strategy](rule), stream, steps=STEPS)
-    progress, ends, seen = driven.begin(), [], []
-    for task in range(stream.tasks):
-        progress, loss, logits = driven.stage(progress, task)
-        seen.append(len(traces))
-        ends.append(np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(progress.params)]))
-        assert np.isfinite(loss).all()
-        assert np.isfinite(logits).all()
-    assert logits.shape == (3, 8, stream.outputs)
+    stages, seen = course(strategy, net, scenario)
+    ends = [np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(stage.progress.params)]) for stage in stages]
+    assert all(np.isfinite(stage.loss).all() and np.isfinite(stage.logits).all() for stage in stages)
     assert all(np.isfinite(end).all() for end in ends)
-    assert len(traces) > 0
-    assert seen == [len(traces)] * 3
+    assert stages[-1].logits.shape == (3, 8, OUTPUTS[scenario])
+    assert 0 < seen[0] == seen[1] == seen[2]
     assert all(np.abs(one - other).max() > 1e-6 for one, other in pairwise(ends))
 
 
@@ -91,12 +105,6 @@ UNSERVED = {
 SERVED = [(name, learning.binary_cross_entropy) for name in FAMILIES] + [
     (name, learning.squared_error) for name in ("reservoir_replay", "der_plus_plus", "mas")
 ]
-# All that call their rule in a way of their own, and "mas" for those that leave this to `adding`.
-KEEPERS = [
-    pytest.param(name, marks=pytest.mark.slow) if name == "fromp" else name
-    for name in FAMILIES
-    if name not in ("ogd", "rwalk", "continual backprop")
-]
 named = lambda value: getattr(value, "__name__", None)
 
 
@@ -113,10 +121,8 @@ def told(clouds, drive):
 
 @pytest.fixture(scope="module")
 def naive_end(told):
-    """The function of a rule's name -> where naive training by it ends."""
-    rules = {loss.__name__: learning.backprop(NETS["static"](6), loss) for loss in LOSSES}
-    rules["warm"] = learning.warm_backprop(NETS["recurrent"](6), 24)
-    return cache(lambda name: told(cl.naive, rules[name])[1][-1].progress.params)
+    """The function of a loss -> where naive training by it ends."""
+    return cache(lambda loss: told(cl.naive, learning.backprop(NETS["static"](6), loss))[1][-1].progress.params)
 
 
 def gap(one, other):
@@ -133,7 +139,7 @@ def test_a_strategy_goes_by_the_loss_that_its_rule_follows(strategy, loss, told,
         each = LOSSES[loss](np.asarray(answers), np.asarray(rows.target))
         np.testing.assert_allclose(stages[0].loss[0], np.sum(each, 1, where=rows.active).mean(), rtol=1e-9)
     assert all(np.isfinite(stage.loss).all() and np.isfinite(stage.logits).all() for stage in stages)
-    assert gap(stages[-1].progress.params, naive_end(loss.__name__)) > 1e-6
+    assert gap(stages[-1].progress.params, naive_end(loss)) > 1e-6
 
 
 @pytest.mark.parametrize(("strategy", "loss"), UNSERVED, ids=named)
@@ -142,31 +148,36 @@ def test_a_loss_that_cannot_serve_is_refused(strategy, loss):
         STRATEGIES[strategy](learning.backprop(NETS["static"](6), loss))
 
 
-@pytest.fixture(scope="module")
-def warm(told):
-    """The function of a strategy's name -> where it ends around a rule that remembers 24 rows, all there are."""
-    rule = learning.warm_backprop(NETS["recurrent"](6), 24)
-    return cache(lambda strategy: told(STRATEGIES[strategy], rule)[1][-1])
+SETTLING = [(strategy, scenario) for strategy, net, scenario in CASES if net == "recurrent"]
 
 
-@pytest.mark.parametrize("strategy", KEEPERS)
-def test_what_a_rule_remembers_stays_with_it_inside_of_a_strategy(strategy, warm, naive_end):
-    """Every row has its start of settling in the end; and it ends elsewhere than naive training by the same rule."""
-    end = warm(strategy)
+@pytest.mark.parametrize(("strategy", "scenario"), SETTLING)
+def test_what_a_rule_remembers_stays_with_it_inside_of_a_strategy(strategy, scenario, course):
+    """Every row of the three tasks has its start of settling in the end, or what the strategy learns from has."""
+    stages, _ = course(strategy, "recurrent", scenario)
     starts = lambda tree: isinstance(tree, Starts)
-    found = [tree.z for tree in jax.tree.leaves(end.progress.memory, is_leaf=starts) if starts(tree)]
+    found = [tree.z for tree in jax.tree.leaves(stages[-1].progress.memory, is_leaf=starts) if starts(tree)]
     known = max(np.any(np.asarray(z) != 0, axis=-1).sum() for z in found)
     assert 0 < known <= 12 if strategy == "gdumb" else known == 24  # it learns from two rows a class
-    assert np.isfinite(end.loss).all()
-    assert np.isfinite(end.logits).all()
-    assert gap(end.progress.params, naive_end("warm")) > 1e-6
+
+
+AS_NAIVE = ("naive", "joint", "cumulative")  # the latter two differ by their curriculum, which is the runner's business
+
+
+@pytest.mark.parametrize(("strategy", "scenario"), [case for case in SETTLING if case[0] not in AS_NAIVE])
+def test_a_strategy_around_a_rule_that_remembers_ends_elsewhere_than_the_rule_alone(strategy, scenario, course):
+    end, alone = (course(name, "recurrent", scenario)[0][-1] for name in (strategy, "naive"))
+    assert gap(end.progress.params, alone.progress.params) > 1e-6
 
 
 @pytest.mark.parametrize("strategy", ["generative_replay", "der_plus_plus"])
-def test_warm_starts_change_no_way_of_learning(strategy, warm, told):
+def test_warm_starts_change_no_way_of_learning(strategy, course, clouds, drive):
     """Also where rows are of no data, or one row is there with two losses: to the tolerance as from cold starts."""
-    cold = told(STRATEGIES[strategy], learning.backprop(NETS["recurrent"](6)))[1][-1]
-    assert gap(warm(strategy).progress.params, cold.progress.params) < 1e-7
+    scenario = dict(SETTLING)[strategy]
+    stream = clouds(scenario)
+    cold = drive(STRATEGIES[strategy](learning.backprop(NETS["recurrent"](stream.outputs))), stream, steps=STEPS)
+    warm, _ = course(strategy, "recurrent", scenario)
+    assert gap(warm[-1].progress.params, cold.run()[-1].progress.params) < 1e-7
 
 
 @pytest.mark.parametrize("scenario", ["class", "task"])

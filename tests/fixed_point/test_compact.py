@@ -35,7 +35,8 @@ def currents(n):
 def test_a_compacted_batch_ends_as_one_that_is_not(name, smallest):
     def settle(compact):
         relax = implicit(SOLVERS[name], compact=compact)
-        return jax.vmap(lambda *args: relax(network, args, jnp.zeros(3))._replace(memory=None))(GAINS, currents(11))
+        one = lambda *args: relax(network, args, jnp.zeros(3))._replace(memory=None)
+        return jax.jit(jax.vmap(one))(GAINS, currents(11))
 
     assert_apart_by_rounding(settle(smallest), settle(None))
 
