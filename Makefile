@@ -23,12 +23,12 @@ test: $(READY) ## all tests
 quick: $(READY) ## the tests that take less than about ten seconds each
 	$(RUN) -m pytest -n $(WORKERS) --dist loadfile -m "not slow" $(ARGS)
 
-check: $(READY) ## lint, format, types, who imports whom, examples of README and docstrings
+check: $(READY) ## lint, format, types, who imports whom, examples of docstrings
 	$(RUN) -m ruff check
 	$(RUN) -m ruff format --check
 	$(VENV)/bin/basedpyright
 	$(VENV)/bin/lint-imports --no-cache
-	$(RUN) -m pytest --doctest-modules bptoolkit tests/test_readme.py
+	$(RUN) -m pytest --doctest-modules bptoolkit
 
 docs: $(READY) ## the pages under docs/ and the reference as HTML, in docs/_build/html; a warning is an error
 	$(RUN) -m sphinx -W --keep-going -q -E docs docs/_build/html $(ARGS)

@@ -64,11 +64,12 @@ class Config:
 
 def measure(config: Config = Config()) -> dict:
     """Per route: at each look the loss, the share of wrong pixels, ρ, and how the relaxations ended; of every seed."""
-    images = digits()
+    images = jnp.asarray(digits(), jnp.result_type(float))
+    view = jax.jit(partial(look, config, images))
     rows = []
     for route, relax in routes(config).items():
         model = models.equilibrium(memory(config, images.shape[1]), relax)
-        rows.append({"route": route, "curves": learn(config, model, images)})
+        rows.append({"route": route, "curves": learn(config, model, images, view)})
     updates = [look * (config.updates // config.looks) for look in range(config.looks + 1)]
     return {"seeds": config.seeds, "updates": updates, "rows": rows}
 
@@ -111,12 +112,11 @@ def memory(config: Config, pixels: int) -> Cell:
     return Cell(init, step, readout, state, drive=drive, respond=respond)
 
 
-def learn(config: Config, model: Model, images) -> dict[str, list]:
+def learn(config: Config, model: Model, x, view: Callable) -> dict[str, list]:
     """Train every seed; numbers[seed, look]."""
-    x = jnp.asarray(images, jnp.result_type(float))
     batch, optimizer = recalled(x), optax.adam(optax.cosine_decay_schedule(config.rate, config.updates))
     learner = learning.backprop(model, absolute_error)
-    view = jax.jit(lambda params, key: look(config, model, params, x, key))
+    gradient = jax.jit(lambda params: loss_and_gradient(model, params, x)[1])
 
     @jax.jit
     def advance(progress):
@@ -128,10 +128,11 @@ def learn(config: Config, model: Model, images) -> dict[str, list]:
         first, tests = jax.random.split(key)
         params = model.init(first)
         progress = Progress(params, optimizer.init(params), ())
-        told = [view(params, tests)]
+        told = [view(params, gradient(params), tests)]
         for _ in range(config.looks):
             progress = advance(progress)
-            told.append(view(progress.params, jax.random.clone(tests)))  # asked with the same corrupted images
+            same = jax.random.clone(tests)  # corrupts the same pixels every time
+            told.append(view(progress.params, gradient(progress.params), same))
         return told
 
     told = [one(key) for key in jax.random.split(jax.random.key(config.key), config.seeds)]
@@ -151,15 +152,14 @@ def absolute_error(outputs, target, active=None, temperature=1.0):
     return jnp.mean(jnp.abs(target - outputs))
 
 
-def look(config: Config, model: Model, params, x, key) -> dict:
-    """Loss and ρ on the images; how corrupted ones are recalled; how far the route's gradient is from the exact one."""
+def look(config: Config, x, params, taken, key) -> dict:
+    """Loss and ρ on the images; how corrupted ones are recalled; how far `taken`, a gradient, is from the exact one."""
     reference = models.equilibrium(memory(config, x.shape[1]), routes(config)["exact"])
     queries = jax.vmap(partial(corrupt, config, x))(jax.random.split(key, config.draws))
     outputs, info = jax.vmap(jax.vmap(partial(reference.apply, params)))(queries)
     assert info.forward is not None  # as the model settles
     wrong = (outputs > 0.5) != (x > 0.5)
     loss, exact = loss_and_gradient(reference, params, x)
-    _, taken = loss_and_gradient(model, params, x)
     return {
         "loss": loss,
         "wrong": jnp.mean(wrong),
