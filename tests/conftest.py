@@ -71,14 +71,6 @@ def empty_cache(compiled, tmp_path):
     compilation_cache.reset_cache()
 
 
-LONG = ("test_strategies", "test_studies", "test_processes", "tests/scripts/", "test_tutorials", "test_readme")
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Long files come first, so that no worker is left with one of them when the others have nothing to do."""
-    items.sort(key=lambda item: not any(name in item.nodeid for name in LONG))
-
-
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """A test marked `mnist` needs the real images: skipped with its reason where there are none, but not in CI."""
     if item.get_closest_marker("mnist") is None:

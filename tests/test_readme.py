@@ -114,3 +114,11 @@ def test_a_place_that_cannot_be_filled_is_one_sentence(checked, change, sentence
     assert ran.returncode == 2
     assert re.search(sentence, ran.stderr)
     assert len(ran.stderr.splitlines()) == 1
+
+
+def test_a_run_that_is_not_there_cannot_be_adopted():
+    command = [sys.executable, "scripts/readme.py", "--adopt", "nowhere"]
+    ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert ran.returncode == 2
+    assert "nowhere/config.json must be a JSON file" in ran.stderr
+    assert len(ran.stderr.splitlines()) == 1

@@ -152,6 +152,7 @@ BAD = {
     "no devices": (["split_digits", "--devices", "0"], "devices must be a whole number of at least 1"),
     "nothing between saves": (["split_digits", "--save-every", "0"], "save_every must be a whole number of at least 1"),
     "no run to repeat": (["--from", "nowhere"], "nowhere/config.json must be a JSON file"),
+    "nothing to repeat on": (["--from", "nowhere", "--devices", "0"], "devices must be a whole number of at least 1"),
 }
 
 
