@@ -18,10 +18,10 @@ demo: $(READY) ## the main job: forgetting on split digits, 10 seeds; flags thro
 	$(RUN) scripts/run.py split_digits $(ARGS)
 
 test: $(READY) ## all tests
-	$(RUN) -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
+	$(RUN) -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 quick: $(READY) ## the tests that take less than about ten seconds each
-	$(RUN) -m pytest -n $(WORKERS) --dist loadfile -m "not slow" $(ARGS)
+	$(RUN) -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder -m "not slow" $(ARGS)
 
 check: $(READY) ## lint, format, types, who imports whom, examples of docstrings
 	$(RUN) -m ruff check

@@ -3,6 +3,7 @@
 import gc
 import itertools
 import os
+from collections import Counter
 from importlib.metadata import version
 
 # The older emitter of loop bodies compiles three times as fast without optimisation; XLA ends where it knows no such
@@ -69,6 +70,14 @@ def empty_cache(compiled, tmp_path):
     yield tmp_path
     jax.config.update("jax_compilation_cache_dir", str(compiled))
     compilation_cache.reset_cache()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest files come first, so that none of them is left for the end; a slow test is as long as ten others."""
+    length = Counter()
+    for item in items:
+        length[item.path] += 10 if item.get_closest_marker("slow") else 1
+    items.sort(key=lambda item: -length[item.path])
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
