@@ -7,7 +7,7 @@ goes on there, bit-identical.
 import dataclasses
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -37,6 +37,7 @@ class Wanted:
     folder: Path  # of this table alone
     limit: float | None = None  # minutes after which no further seeds are begun
     again: bool = False  # anew what was broken off
+    held: Mapping[tuple[str, str], frozenset[int]] = dataclasses.field(default_factory=dict)  # elsewhere, so not run
     watcher: Callable[[], runs.Watcher] | None = None  # sees a group of seeds as it goes on
 
 
@@ -88,7 +89,9 @@ def missing(wanted: Wanted) -> Iterator[Job]:
         for scenario in scenarios:
             if table.define(method, scenario) is None:
                 continue
-            job = not_there(wanted, Job(method, scenario, tuple(range(wanted.seeds))))
+            held = wanted.held.get((method, scenario), frozenset())
+            asked = tuple(seed for seed in range(wanted.seeds) if seed not in held)
+            job = not_there(wanted, Job(method, scenario, asked))
             if job.seeds:
                 yield job
 

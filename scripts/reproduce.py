@@ -4,6 +4,7 @@ python scripts/reproduce.py --list                                        all ta
 python scripts/reproduce.py vandeven2022/split_mnist --seeds 5            run what is missing, and compare
 python scripts/reproduce.py vandeven2022/split_mnist --methods None ER    some rows only
 python scripts/reproduce.py vandeven2022/split_mnist --seeds 0            compare what is there, run nothing
+python scripts/reproduce.py vandeven2022/split_mnist --seeds 10 --new     add seeds to those that are committed
 
 It says beforehand how long it will take.  Stopped at any time (Ctrl-C), it goes on where it was by the same command.
 """
@@ -27,6 +28,7 @@ from run import guarded, leave
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the protocols lie beside this folder
 
 from bptoolkit import runs
+from bptoolkit.continual.streams import Scenario
 from bptoolkit.runs.devices import prepare
 from bptoolkit.runs.environment import environment, provenance
 from bptoolkit.runs.published import Cell, Table, as_data, compared, from_data, paired, text_table
@@ -52,6 +54,7 @@ class Options:
     devices: int | None = None  # CPU devices; one per core if left out
     limit: float | None = None  # minutes after which no further seeds are begun
     again: bool = False  # start anew the seeds that were broken off; those that have ended stay
+    new: bool = False  # leave out the seeds that the comparison in --out has: to add to those of another machine
 
 
 def main(arguments: list[str]) -> int:
@@ -85,6 +88,7 @@ def wanted(table: Table, options: Options) -> Wanted:
         folder_of(options.table, options.runs),
         options.limit,
         options.again,
+        held=seeds_of_file(table, options) if options.new else {},
         watcher=lambda: runs.display(console, quiet=not console.is_terminal),
     )
 
@@ -123,21 +127,24 @@ def check(options: Options, table: Table) -> None:
 def report(table: Table, options: Options, folder: Path) -> None:
     """Print the comparison of what was asked for, and leave that of the whole table as data.
 
-    Cells of which more seeds stand in the file than are here stay there as they were, so that some rows can be run
+    Cells of which the file has all seeds that are here and more stay there as they were, so that some rows can be run
     without the others, and a few seeds do not take the place of many; of those without a seed here, they are printed.
+    Seeds that the file lacks join those that it has.
     """
-    cells = {
-        (method, column): cell_of(table, method, column, options.key, folder)
-        for method in table.published
-        for column in table.columns
-        if column in table.published[method]
-    }
-    path = None if options.out is None else options.out / f"{slug(options.table)}.json"
-    former = read_json(path) if path is not None and path.is_file() else {}
-    held = former_cells(former, table, cells)
-    if table.peer:  # beside the peer as it is now
-        beside = lambda place: of_peer(table.peer, place[0], place[1], options.key, folder.parent)
-        held = {place: paired(beside(place), cell.values, cell.deviations) for place, cell in held.items()}
+    cells = {place: cell_of(table, *place, options.key, folder) for place in places(table)}
+    path, former = file_of(options)
+    held = former_cells(former, table)
+    beside = lambda place, values, deviations: figure(table, place, values, deviations, options.key, folder.parent)
+    held = {place: beside(place, cell.values, cell.deviations) for place, cell in held.items()}  # the peer as it is now
+    joined = {}
+    for place, there in held.items():
+        here = cells[place]
+        lost = set(here.deviations) - set(table.deviations(*scenario_of(table, place)))
+        kept = sorted(there.values.keys() - here.values.keys())
+        if kept and (lost or here.values.keys() - there.values.keys()):
+            joined[place] = kept
+            told = tuple(dict.fromkeys(there.deviations + here.deviations))
+            cells[place] = beside(place, there.values | here.values, told)
     methods, columns = options.methods or table.published, options.columns or table.columns
     asked = [place for place in cells if place[0] in methods and place[1] in columns]
     standing = [place for place in asked if not cells[place].n and place in held]
@@ -154,26 +161,57 @@ def report(table: Table, options: Options, folder: Path) -> None:
     data = as_data(table, cells | stays, made)
     for cell in data["cells"]:
         cell["protocol"] = protocol(table, cell["method"], cell["column"])
-    if stays:
+    if stays or joined:
         data["former"] = [*former.get("former", ()), former["made"]]
     write_json(path, data)  # before anything is printed, which a closed pipe may end
     for method, column in stays:
         if cells[method, column].n:
             text += f"\n- {method}/{column}: the {stays[method, column].n} seeds of the file stay there"
+    for place in asked:
+        if place in joined:
+            text += f"\n- {'/'.join(place)}: seeds {', '.join(map(str, joined[place]))} are those of the file"
     print(f"{text}\n\n{path}")
 
 
-def former_cells(former: dict[str, Any], table: Table, cells: dict[Place, Cell]) -> dict[Place, Cell]:
-    """Those of a comparison's cells that have seeds, and are of the same protocol."""
+def places(table: Table) -> list[Place]:
+    """The cells of a table, row by row."""
+    return [(method, column) for method, row in table.published.items() for column in table.columns if column in row]
+
+
+def file_of(options: Options) -> tuple[Path | None, dict[str, Any]]:
+    """Where the comparison goes, and what is there already."""
+    path = None if options.out is None else options.out / f"{slug(options.table)}.json"
+    return path, read_json(path) if path is not None and path.is_file() else {}
+
+
+def scenario_of(table: Table, place: Place) -> tuple[str, Scenario]:
+    """A cell's method and scenario."""
+    method, column = place
+    return method, table.columns[column].scenario
+
+
+def seeds_of_file(table: Table, options: Options) -> dict[tuple[str, str], frozenset[int]]:
+    """The seeds that the comparison has of a method in a scenario, in all its columns."""
+    held = former_cells(file_of(options)[1], table)
+    found: dict[tuple[str, str], frozenset[int]] = {}
+    for place in places(table):
+        there = frozenset(held[place].values) if place in held else frozenset()
+        where = scenario_of(table, place)
+        found[where] = found.get(where, there) & there
+    return found
+
+
+def former_cells(former: dict[str, Any], table: Table) -> dict[Place, Cell]:
+    """Those of a comparison's cells that have seeds, and are of this table's protocol."""
     if former.get("title") != table.title:
         return {}
     read = {(cell["method"], cell["column"]): cell for cell in former["cells"] if cell["n"]}
 
     def same(place: Place) -> bool:
-        told = place in cells and set(cells[place].deviations) <= set(read[place]["deviations"])
+        told = set(table.deviations(*scenario_of(table, place))) <= set(read[place]["deviations"])
         return told and read[place].get("protocol") == protocol(table, *place)
 
-    return {place: from_data(cell) for place, cell in read.items() if same(place)}
+    return {place: from_data(read[place]) for place in places(table) if place in read and same(place)}
 
 
 def protocol(table: Table, method: str, column: str) -> dict[str, Any] | None:
@@ -188,15 +226,23 @@ def protocol(table: Table, method: str, column: str) -> dict[str, Any] | None:
 def cell_of(table: Table, method: str, column: str, key: int, folder: Path) -> Cell:
     """One cell from the files of its seeds; seeds that diverged are left out, and said."""
     scenario = table.columns[column].scenario
-    published, deviations = table.published[method][column], table.deviations(method, scenario)
+    deviations = table.deviations(method, scenario)
     if table.define(method, scenario) is None:
-        return compared(published, {}, deviations or ("not run: there is no such method yet",))
+        return compared(table.published[method][column], {}, deviations or ("not run: there is no such method yet",))
     values, lost = by_seed(table, method, column, key, folder)
     if lost:
         deviations += (f"seeds that diverged are left out: {lost}",)
+    return figure(table, (method, column), values, deviations, key, folder.parent)
+
+
+def figure(
+    table: Table, place: Place, values: dict[int, float], deviations: tuple[str, ...], key: int, runs: Path
+) -> Cell:
+    """Measured values beside the published figure, or beside those of the table's peer."""
+    method, column = place
     if table.peer:
-        return paired(of_peer(table.peer, method, column, key, folder.parent), values, deviations)
-    return compared(published, values, deviations, table.unit, table.seeds)
+        return paired(of_peer(table.peer, method, column, key, runs), values, deviations)
+    return compared(table.published[method][column], values, deviations, table.unit, table.seeds)
 
 
 def of_peer(name: str, method: str, column: str, key: int, runs: Path) -> dict[int, float]:
@@ -207,9 +253,8 @@ def of_peer(name: str, method: str, column: str, key: int, runs: Path) -> dict[i
     held = read_json(path) if path.is_file() else {}
     if held.get("title") != table.title or held["made"]["key"] != key:
         return here
-    deviations = table.deviations(method, table.columns[column].scenario)
-    committed = former_cells(held, table, {(method, column): compared(None, {}, deviations)})
-    return {seed: value for cell in committed.values() for seed, value in cell.values.items()} | here
+    committed = former_cells(held, table).get((method, column))
+    return (committed.values if committed else {}) | here
 
 
 def by_seed(table: Table, method: str, column: str, key: int, folder: Path) -> tuple[dict[int, float], int]:

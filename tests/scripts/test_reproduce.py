@@ -148,6 +148,45 @@ def test_few_seeds_do_not_take_the_place_of_many(command):
     assert out.read_text() == before
 
 
+def test_new_seeds_are_added_to_those_of_another_machine(command):
+    """Two are committed and not here: only the third is run, and the cell is that of all three in one place."""
+    out, folder = command.folder / "out" / "nobody2026-small.json", command.folder / "runs" / "nobody2026-small"
+    command("--seeds", "3", "--methods", "None")
+    whole = json.loads(out.read_text())["cells"][0]
+    out.unlink()
+    (folder / "None-class-2.json").unlink()
+    command("--seeds", "0", "--methods", "None")
+    committed = json.loads(out.read_text())
+    assert committed["cells"][0]["n"] == 2
+    for path in folder.glob("*.json"):
+        path.unlink()
+    _, text, made = command("--seeds", "3", "--new", "--methods", "None")
+    assert made == [(2,)]
+    assert "None/Class: seeds 0, 1 are those of the file" in text
+    assert json.loads(out.read_text())["cells"][0] == whole
+    assert json.loads(out.read_text())["former"] == [committed["made"]]
+    assert command("--seeds", "3", "--new", "--methods", "None")[2] == []
+    assert command("--seeds", "3", "--methods", "None")[2] == [(0,), (1,)]
+
+
+def test_a_new_seed_that_diverges_is_said_beside_those_of_the_file(command):
+    out, folder = command.folder / "out" / "nobody2026-small.json", command.folder / "runs" / "nobody2026-small"
+    command("--seeds", "3", "--methods", "None")
+    last = folder / "None-class-2.json"
+    broken = json.loads(last.read_text()) | {"finite": False}
+    last.unlink()
+    out.unlink()
+    command("--seeds", "0", "--methods", "None")
+    for path in folder.glob("*.json"):
+        path.unlink()
+    last.write_text(json.dumps(broken))
+    for _ in range(2):
+        _, text, _ = command("--seeds", "0", "--methods", "None")
+        assert "None/Class: seeds that diverged are left out: 1" in text
+        cell = json.loads(out.read_text())["cells"][0]
+        assert (cell["n"], cell["deviations"]) == (2, ["seeds that diverged are left out: 1"])
+
+
 def test_a_seed_that_is_missing_is_run_again_and_is_the_same(command):
     whole = command("--seeds", "2", "--methods", "None")
     values = lambda: json.loads((command.folder / "out" / "nobody2026-small.json").read_text())["cells"][0]["values"]
