@@ -4,6 +4,7 @@ An adjoint is given the product λ ↦ Jᵀλ and g = ∂L/∂z*, and returns a 
 respect to any argument θ of f is then (∂f/∂θ)ᵀλ.  The same functions serve forward mode, with J for Jᵀ.
 """
 
+import inspect
 from collections.abc import Callable
 from typing import NamedTuple, TypeAlias
 
@@ -28,6 +29,15 @@ Adjoint: TypeAlias = Callable[..., Solution]
     start: λ₀, a guess to begin from; g if left out.
     factors: `Solution.memory` of the forward solver, which `shine` reuses.
 """
+
+
+def check_adjoint(name: str, adjoint: Adjoint) -> None:
+    """Raise ValueError for something else than an adjoint, such as the function that makes one."""
+    told = inspect.signature(adjoint).parameters.values() if callable(adjoint) else ()
+    keywords = any(parameter.kind is parameter.VAR_KEYWORD for parameter in told)
+    if not keywords and not {"start", "factors"} <= {parameter.name for parameter in told}:
+        named = getattr(adjoint, "__name__", type(adjoint).__name__)
+        raise ValueError(f"{name} must be an Adjoint, as almeida_pineda() or gmres() make one, got {named}.")
 
 
 class Biased(NamedTuple):

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from bptoolkit.fixed_point.adjoints import Adjoint
+from bptoolkit.fixed_point.adjoints import Adjoint, check_adjoint
 from bptoolkit.fixed_point.krylov import gmres
 from bptoolkit.fixed_point.solve import Stop
 from bptoolkit.fixed_point.solvers import Solver
@@ -24,9 +24,13 @@ def newton_krylov(linear: Adjoint | None = None) -> Solver:
         linear: any exact adjoint, which here gets J in place of Jᵀ; `gmres(stop=Stop(rtol=1e-2, max_steps=100))` if
             left out.
 
+    Raises:
+        ValueError: something else than an adjoint.
+
     Reference: Dembo, Eisenstat & Steihaug (1982), SIAM J. Numer. Anal. 19; Knoll & Keyes (2004), J. Comp. Phys. 193.
     """
     linear = gmres(stop=Stop(rtol=1e-2, max_steps=100)) if linear is None else linear
+    check_adjoint("linear", linear)
 
     def update(updates, state, params=None, *, live=True, **extra) -> tuple[PyTree, PyTree]:
         push = jax.linearize(extra["f"], params)[1]  # optax's names: the residual, nothing, and z

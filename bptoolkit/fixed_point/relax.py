@@ -20,7 +20,7 @@ from jaxtyping import Array, Bool, Float
 
 from bptoolkit import trees
 from bptoolkit.fixed_point import automatic
-from bptoolkit.fixed_point.adjoints import Adjoint, Biased
+from bptoolkit.fixed_point.adjoints import Adjoint, Biased, check_adjoint
 from bptoolkit.fixed_point.failure import Policy, adjoint_or, at_finite, check_policy, settled_or
 from bptoolkit.fixed_point.precision import settled_narrowly
 from bptoolkit.fixed_point.solve import Solution, Status, Stop, as_arrays, check_counts, check_map, norm, solve
@@ -92,13 +92,14 @@ def implicit(
             forward one, see there for `jit`.
 
     Raises:
-        ValueError: an unknown policy, every or compact below 1, something else than a solver; from the result, what
-            `solve` raises.
+        ValueError: an unknown policy, every or compact below 1, something else than a solver or an adjoint; from the
+            result, what `solve` raises.
     """
     check_policy(on_failure)
     check_counts(every, compact)
     settled_solver(solver)
     usual, adjoint = stop, automatic.exact() if adjoint is None else adjoint
+    check_adjoint("adjoint", adjoint)
 
     def relax(
         f: Map, args: PyTree, z0: State, *, stop: Stop | None = None, start: State = None, probe=None, extra=None

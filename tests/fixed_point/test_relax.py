@@ -12,8 +12,10 @@ from bptoolkit.fixed_point import (
     almeida_pineda,
     anderson,
     dense,
+    gmres,
     implicit,
     neumann,
+    newton_krylov,
     one_step,
     picard,
     solvers,
@@ -300,3 +302,16 @@ def test_bad_input_gets_a_sentence(network):
 def test_a_solver_that_was_not_made_is_refused_where_it_is_given(part):
     with pytest.raises(ValueError, match=r"solver must be a Solver, .* make one, got anderson"):
         part(anderson)
+
+
+@pytest.mark.parametrize(
+    ("call", "sentence"),
+    [
+        (lambda: implicit(adjoint=gmres), r"adjoint must be an Adjoint, as almeida_pineda\(\) .*, got gmres"),  # type: ignore[arg-type]
+        (lambda: implicit(adjoint=0.5), "adjoint must be an Adjoint, .*, got float"),  # type: ignore[arg-type]
+        (lambda: newton_krylov(almeida_pineda), "linear must be an Adjoint, .*, got almeida_pineda"),  # type: ignore[arg-type]
+    ],
+)
+def test_an_adjoint_that_was_not_made_is_refused_where_it_is_given(call, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        call()
