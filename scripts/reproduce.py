@@ -118,10 +118,10 @@ def check(options: Options, table: Table) -> None:
     for name, folder in (("--out", options.out), ("--runs", options.runs)):
         if folder is not None and (bad := next((p for p in (folder, *folder.parents) if p.is_file()), None)):
             raise ValueError(f"{name} must be a folder, and {bad} is a file.")
-    if options.out is not None and (path := options.out / f"{slug(options.table)}.json").is_file():
-        key = read_json(path).get("made", {}).get("key", options.key)
-        if key != options.key:
-            raise ValueError(f"{path} holds results of --key {key}, got {options.key}. Name another folder: --out.")
+    path, held = file_of(options)
+    key = held.get("made", {}).get("key", options.key)
+    if key != options.key:
+        raise ValueError(f"{path} holds results of --key {key}, got {options.key}. Name another folder: --out.")
 
 
 def report(table: Table, options: Options, folder: Path) -> None:

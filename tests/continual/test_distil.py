@@ -99,7 +99,7 @@ def test_where_the_teacher_is_the_net_itself_distillation_has_no_gradient(clouds
     [
         (lambda: cl.lwf(-1.0), "strength must be at least 0, got -1.0"),
         (lambda: cl.lwf(temperature=0.0), "temperature must be positive, got 0.0"),
-        (lambda: cl.lwf(heads="none"), "heads must be one of .* got 'none'"),  # type: ignore[arg-type]
+        (lambda: cl.lwf(heads="none"), "heads must be one of .* got 'none'"),
         (lambda: cl.lwf()(learning.backprop(mlp(4, 2), squared_error)), "cross-entropy.* follows squared_error"),
         (lambda: cl.lwf()(learning.backprop(mlp(4, 2), binary_cross_entropy)), "softmaxes.* binary_cross_entropy"),
         (lambda: cl.lwf()(learning.backprop(mlp(4, 2))._replace(loss=None)), "cross-entropy.* follows none"),

@@ -163,7 +163,7 @@ def test_a_traced_strength_is_the_same_number(runs):
         (lambda: cl.ewc(float("nan")), "strength must be at least 0, got nan"),
         (lambda: cl.ewc(np.float64(-2.0)), "strength must be at least 0"),
         (lambda: cl.ewc(1.0, samples=0), "samples must be at least 1, got 0"),
-        (lambda: cl.ewc(1.0, fisher="diagonal"), "fisher must be .* got 'diagonal'"),  # type: ignore[arg-type]
+        (lambda: cl.ewc(1.0, fisher="diagonal"), "fisher must be .* got 'diagonal'"),
     ],
 )
 def test_what_cannot_be_a_penalty_is_refused_with_a_sentence(build, sentence):

@@ -307,9 +307,9 @@ def test_a_solver_that_was_not_made_is_refused_where_it_is_given(part):
 @pytest.mark.parametrize(
     ("call", "sentence"),
     [
-        (lambda: implicit(adjoint=gmres), r"adjoint must be an Adjoint, as almeida_pineda\(\) .*, got gmres"),  # type: ignore[arg-type]
-        (lambda: implicit(adjoint=0.5), "adjoint must be an Adjoint, .*, got float"),  # type: ignore[arg-type]
-        (lambda: newton_krylov(almeida_pineda), "linear must be an Adjoint, .*, got almeida_pineda"),  # type: ignore[arg-type]
+        (lambda: implicit(adjoint=gmres), r"adjoint must be an Adjoint, as almeida_pineda\(\) .*, got gmres"),
+        (lambda: implicit(adjoint=0.5), "adjoint must be an Adjoint, .*, got float"),
+        (lambda: newton_krylov(almeida_pineda), "linear must be an Adjoint, .*, got almeida_pineda"),
     ],
 )
 def test_an_adjoint_that_was_not_made_is_refused_where_it_is_given(call, sentence):
