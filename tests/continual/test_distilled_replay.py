@@ -10,11 +10,13 @@ import pytest
 from bptoolkit import continual as cl
 from bptoolkit import data, learning
 from bptoolkit.continual.streams import spec
-from bptoolkit.fixed_point import Stop, implicit
+from bptoolkit.fixed_point import Stop, almeida_pineda, implicit, picard
 from bptoolkit.learning.losses import output_error
 from bptoolkit.models import equilibrium, mlp, rate_cell
 
-NETS = {"static": mlp(4, 5, 6), "recurrent": equilibrium(rate_cell(4, 5, 6), implicit(stop=Stop(rtol=1e-12)))}
+TIGHT = Stop(rtol=1e-12)
+RELAX = implicit(picard(), almeida_pineda(stop=TIGHT), TIGHT)
+NETS = {"static": mlp(4, 5, 6), "recurrent": equilibrium(rate_cell(4, 5, 6), RELAX)}
 ALPHA, BETA = 0.7, 0.4
 
 

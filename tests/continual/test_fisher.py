@@ -8,12 +8,13 @@ import pytest
 
 from bptoolkit import continual as cl
 from bptoolkit.continual.fisher import CHUNK, fisher_of_task
-from bptoolkit.fixed_point import Stop, implicit
+from bptoolkit.fixed_point import Stop, almeida_pineda, implicit, picard
 from bptoolkit.learning.learner import Task, rows_of
 from bptoolkit.models import convnet, equilibrium, mlp, rate_cell
 from bptoolkit.types import Info, Model
 
 DENSE = mlp(4, 5, 3)
+TIGHT = Stop(rtol=1e-13)
 MODELS = {
     "dense layers": DENSE,
     "no layers": Model(
@@ -21,7 +22,7 @@ MODELS = {
         lambda params, x: (jnp.tanh(x @ params["a"]) * params["b"], Info()),
     ),
     "convolution": convnet((2, 2), 3, channels=(2,), kernel=2),
-    "equilibrium": equilibrium(rate_cell(4, 5, 3), implicit(stop=Stop(rtol=1e-13))),
+    "equilibrium": equilibrium(rate_cell(4, 5, 3), implicit(picard(), almeida_pineda(stop=TIGHT), TIGHT)),
 }
 every_model = pytest.mark.parametrize("model", MODELS.values(), ids=MODELS)
 

@@ -9,11 +9,13 @@ import pytest
 
 from bptoolkit import continual as cl
 from bptoolkit import data, learning
-from bptoolkit.fixed_point import Stop, implicit
+from bptoolkit.fixed_point import Stop, almeida_pineda, implicit, picard
 from bptoolkit.models import equilibrium, mlp, rate_cell
 
 ROWS = (5, 7, 2, 6, 4, 5)
-NETS = {"static": mlp(4, 5, 6), "recurrent": equilibrium(rate_cell(4, 5, 6), implicit(stop=Stop(rtol=1e-12)))}
+TIGHT = Stop(rtol=1e-12)
+RELAX = implicit(picard(), almeida_pineda(stop=TIGHT), TIGHT)
+NETS = {"static": mlp(4, 5, 6), "recurrent": equilibrium(rate_cell(4, 5, 6), RELAX)}
 every_net = pytest.mark.parametrize("model", NETS.values(), ids=NETS)
 
 

@@ -15,6 +15,7 @@ from bptoolkit import continual as cl
 from bptoolkit import data, learning
 from bptoolkit.continual.layout import Layout
 from bptoolkit.continual.programs import _binned, curve_points
+from bptoolkit.fixed_point import almeida_pineda, implicit, picard
 from bptoolkit.models import equilibrium, mlp, rate_cell
 
 MODEL = mlp(4, 5, 6)
@@ -434,7 +435,7 @@ def test_the_plasticity_of_a_seed_that_diverged_is_unknown(clouds):
 
 
 def test_plasticity_of_a_net_that_settles_is_of_its_settled_states(clouds):
-    net = equilibrium(rate_cell(4, 5, 6))
+    net = equilibrium(rate_cell(4, 5, 6), implicit(picard(), almeida_pineda()))
     learner = learning.backprop(net)
     result = cl.run(experiment(clouds, learner=learner, steps=2, probe=48), jax.random.key(0), 1, layout=STACKED)
     states = jax.vmap(lambda x: net.cell.settle(jax.tree.map(lambda leaf: leaf[0], result.params), x).value)

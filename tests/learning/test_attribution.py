@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bptoolkit.fixed_point import Status, Stop, almeida_pineda, dense, implicit
+from bptoolkit.fixed_point import Status, Stop, almeida_pineda, dense, implicit, picard
 from bptoolkit.learning.attribution import attribution, weight_gradient
 from bptoolkit.learning.losses import cross_entropy, squared_error
 from bptoolkit.models import activations, cell_from_nnx, convnet, equilibrium, from_linen, hopfield_cell, mlp, rate_cell
@@ -66,7 +66,7 @@ def test_backward_sweep_is_what_jax_finds(name, part):
 
 
 def settled_model(cell):
-    return equilibrium(cell, implicit(stop=TIGHT))
+    return equilibrium(cell, implicit(picard(), almeida_pineda(stop=TIGHT), TIGHT))
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import optax
 import pytest
 
 from bptoolkit import data, learning
-from bptoolkit.fixed_point import Stop, implicit
+from bptoolkit.fixed_point import Stop, almeida_pineda, implicit, picard
 from bptoolkit.learning.fit import Progress, train
 from bptoolkit.learning.learner import bare_learner, rows_of
 from bptoolkit.models import equilibrium, mlp, rate_cell
@@ -69,7 +69,9 @@ def test_momentum_changes_the_path(clouds):
     assert np.abs(plain - fast).max() > 1e-3
 
 
-@pytest.mark.parametrize("model", [MODEL, equilibrium(rate_cell(4, 6, 3))], ids=["static", "recurrent"])
+@pytest.mark.parametrize(
+    "model", [MODEL, equilibrium(rate_cell(4, 6, 3), implicit(picard(), almeida_pineda()))], ids=["static", "recurrent"]
+)
 @pytest.mark.parametrize(
     ("batch", "replacement"),
     [(1, False), (6, False), (6, True), (None, False)],
