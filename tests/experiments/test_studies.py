@@ -46,7 +46,15 @@ TINY = {
         "refinements": (0,),
     },
     "mondeq": {"units": 12, "batch": 32, "rate": 0.01, "epochs": 2, "seeds": 2, "goal": 0.3, "limit": 512},
-    "associative": {"hidden": 16, "settle_steps": 30, "updates": 10, "looks": 1, "draws": 1, "seeds": 1},
+    "associative": {
+        "hidden": 16,
+        "settle_steps": 20,
+        "updates": 4,
+        "looks": 1,
+        "draws": 1,
+        "seeds": 1,
+        "krylov": 10,
+    },
 }
 
 
