@@ -12,6 +12,8 @@ from importlib.metadata import version
 if version("jaxlib").startswith("0.10."):
     fast = "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {fast}"
+# Small nets spend their time in the compiler: it optimises little, here and in the processes that tests start.
+os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "true"
 
 import jax
 import pytest
@@ -31,19 +33,15 @@ def key() -> jax.Array:
 
 @pytest.fixture(autouse=True, scope="session")
 def compiled(request):
-    """Small nets spend their time in the compiler: it optimises little here, and compiles nothing twice.
-
-    The programs stay in pytest's own cache, so that tests run again compile only what has changed.
-    """
+    """Nothing is compiled twice: programs stay in pytest's own cache, and tests run again compile what has changed."""
     folder = request.config.cache.mkdir("compiled")
-    fast = {
-        "jax_disable_most_optimizations": True,
+    kept = {
         "jax_compilation_cache_dir": str(folder),
         "jax_persistent_cache_min_compile_time_secs": 0.0,
         "jax_persistent_cache_min_entry_size_bytes": -1,
     }
-    usual = {name: jax.config.values[name] for name in fast}
-    for name, value in fast.items():
+    usual = {name: jax.config.values[name] for name in kept}
+    for name, value in kept.items():
         jax.config.update(name, value)
     compilation_cache.reset_cache()
     yield folder

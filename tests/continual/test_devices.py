@@ -10,7 +10,6 @@ import pytest
 PROGRAM = """
 import dataclasses, json, jax, numpy as np, optax
 jax.config.update("jax_num_cpu_devices", 4)
-jax.config.update("jax_disable_most_optimizations", True)
 jax.config.update("jax_enable_x64", True)
 from bptoolkit.continual.lanes import make_lanes
 from bptoolkit.continual.programs import Programs

@@ -19,10 +19,10 @@ NAME = "static/naive/class"
 
 
 def load(script: str):
-    """A script as a module, which leaves JAX's devices and caches as they are."""
-    spec = importlib.util.spec_from_file_location(f"script_{script}", ROOT / "scripts" / f"{script}.py")
+    """A script as a module, by the name that others import it by; it leaves JAX's devices and caches as they are."""
+    spec = importlib.util.spec_from_file_location(script, ROOT / "scripts" / f"{script}.py")
     module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
+    sys.modules[script] = module
     spec.loader.exec_module(module)
     if hasattr(module, "prepare"):
         module.prepare = lambda *arguments, **options: None

@@ -10,7 +10,7 @@ import pytest
 from tests.malformed.conftest import load
 
 MODULE = importlib.import_module("experiments.split_digits")
-RUN = load("run")
+RUN, SWEEP = load("run"), load("sweep")
 WORDS = ["", "x", "1e", "None5"]
 BAD = {
     int: ["-1", "0", "2.5", "nan", "99999999999999999999", "x", ""],
@@ -34,6 +34,28 @@ STRUCTURE = {
     "a choice that is nowhere": ["split_digits", "--chosen", "nowhere"],
     "a choice without its folder": ["split_digits", "--chosen"],
     "a net twice over": ["split_digits", "--nets", "static", "both"],
+}
+SAID = {  # by run.py
+    "split_digit": "Nearest: split_digits",
+    "split_digits --seeds 0": "seeds must be a whole number of at least 1",
+    "split_digits --strength -1": "strength must be a finite number of at least 0",
+    "split_digits --steps 0": "steps must be a whole number of at least 1",
+    "split_digits --classes-per-task 11": "classes_per_task must be in 1 … 10",
+    "split_digits --per-class 0": "per_class must be a whole number of at least 1",
+    "split_digits --units 0": "units must be a whole number of at least 1",
+    "split_digits --devices 0": "devices must be a whole number of at least 1",
+    "split_digits --save-every 0": "save_every must be a whole number of at least 1",
+    "split_digits --sedes 3": "--seeds",
+    "--from nowhere": "nowhere/config.json must be a JSON file",
+    "--from nowhere --devices 0": "devices must be a whole number of at least 1",
+}
+SAID_BY_SWEEP = {
+    "split_digit --over rate 1": "Nearest: split_digits",
+    "split_digits --over rat 1": "no field 'rat'",
+    "split_digits --over units few": "--over units needs values of the type",
+    "split_digits": "at least one field to go over",
+    "split_digits --over rate 1 --validate 6": "tasks must be in 1 … 5, those of the stream",
+    "split_digits --over rate 1 --validate 0": "validate must be",
 }
 
 
@@ -68,6 +90,18 @@ def test_there_are_a_hundred_of_them():
 def test_a_malformed_command_line_is_refused_in_words(case, refused, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     refused(RUN.main, [*CASES[case], "--quiet"] if "--from" not in CASES[case] else CASES[case])
+
+
+@pytest.mark.parametrize("line", SAID)
+def test_it_is_said_what_is_wrong(line, refused, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert SAID[line] in refused(RUN.main, [*line.split(), "--quiet"])
+
+
+@pytest.mark.parametrize("line", SAID_BY_SWEEP)
+def test_it_is_said_what_is_wrong_with_a_sweep(line, refused, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert SAID_BY_SWEEP[line] in refused(SWEEP.main, line.split())
 
 
 def test_a_good_command_line_is_not_refused(tmp_path, monkeypatch):

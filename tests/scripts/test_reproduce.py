@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import sys
 from pathlib import Path
@@ -50,9 +51,19 @@ def small(steps=4):
     )  # fmt: skip
 
 
+@pytest.fixture(scope="module")
+def three(published_runs, tmp_path_factory):
+    """A folder with the results of three seeds without a remedy, as the command makes them."""
+    folder = tmp_path_factory.mktemp("three")
+    wanted = published_runs.Wanted(small(), 3, ("None",), ("Class",), 0, folder)
+    for seed in range(3):
+        published_runs.run_group(wanted, published_runs.Job("None", "class", (seed,)))
+    return folder
+
+
 @pytest.fixture
-def command(reproduce, published_runs, monkeypatch, tmp_path, capsys):
-    """The command line on the small table, and the runs that it made."""
+def command(reproduce, published_runs, three, monkeypatch, tmp_path, capsys):
+    """The command line on the small table, and the runs that it made; `begun` puts the first of those three there."""
     made, table = [], [small()]
     monkeypatch.setattr(reproduce, "prepare", lambda config, devices: None)
     monkeypatch.setattr(reproduce, "load", lambda name, known: table[0])
@@ -72,8 +83,26 @@ def command(reproduce, published_runs, monkeypatch, tmp_path, capsys):
         told = capsys.readouterr()
         return code, told.out + told.err, list(made)
 
-    go.table, go.folder = table, tmp_path
+    def begun(seeds):
+        folder = tmp_path / "runs" / "nobody2026-small"
+        folder.mkdir(parents=True)
+        for seed in range(seeds):
+            shutil.copy(three / f"None-class-{seed}.json", folder)
+        go("--seeds", "0", "--methods", "None")
+
+    go.table, go.folder, go.begun = table, tmp_path, begun
     return go
+
+
+def test_seeds_that_are_there_are_those_that_the_command_makes(command):
+    """What the tests below begin with."""
+    command("--seeds", "1", "--methods", "None")
+    path = command.folder / "runs" / "nobody2026-small" / "None-class-0.json"
+    of = lambda one: {name: value for name, value in one.items() if name != "seconds"}
+    run = of(json.loads(path.read_text()))
+    shutil.rmtree(path.parent)
+    command.begun(1)
+    assert of(json.loads(path.read_text())) == run
 
 
 def test_it_runs_what_is_missing_and_nothing_twice(command):
@@ -99,12 +128,12 @@ def test_the_estimate_is_of_plain_training_and_grows_with_its_updates(published_
 
 def test_a_comparison_names_the_source_of_the_runs_and_not_its_own(command, monkeypatch):
     monkeypatch.setattr(environment, "source", lambda: {"commit": "old", "dirty": False})
-    command("--seeds", "2", "--methods", "None")
+    command("--seeds", "1", "--methods", "None")
     monkeypatch.setattr(environment, "source", lambda: {"commit": "new", "dirty": True})
     command("--seeds", "0", "--methods", "None")
     out = command.folder / "out" / "nobody2026-small.json"
     assert json.loads(out.read_text())["made"]["sources"] == [{"commit": "old", "dirty": False}]
-    command("--seeds", "3", "--methods", "None")
+    command("--seeds", "2", "--methods", "None")
     assert len(json.loads(out.read_text())["made"]["sources"]) == 2
 
 
@@ -112,6 +141,7 @@ def test_rows_that_were_not_asked_for_stay_in_the_file(command):
     """Those of seeds that are here, and those committed by others; not those of another protocol."""
     out = command.folder / "out" / "nobody2026-small.json"
     counts = lambda: {cell["method"]: cell["n"] for cell in json.loads(out.read_text())["cells"]}
+    command.begun(2)
     command("--seeds", "2", "--methods", "None", "ER")
     command("--seeds", "2", "--methods", "None")
     assert counts() == {"None": 2, "ER": 2, "Unknown": 0}
@@ -132,7 +162,7 @@ def test_few_seeds_do_not_take_the_place_of_many(command):
     """Three are in the file, one is here: it is printed, and the three stay; with none here, the three are printed."""
     out, folder = command.folder / "out" / "nobody2026-small.json", command.folder / "runs" / "nobody2026-small"
     cell = lambda: json.loads(out.read_text())["cells"][0]
-    command("--seeds", "3", "--methods", "None")
+    command.begun(3)
     three = cell()
     for seed in (1, 2):
         (folder / f"None-class-{seed}.json").unlink()
@@ -151,7 +181,7 @@ def test_few_seeds_do_not_take_the_place_of_many(command):
 def test_new_seeds_are_added_to_those_of_another_machine(command):
     """Two are committed and not here: only the third is run, and the cell is that of all three in one place."""
     out, folder = command.folder / "out" / "nobody2026-small.json", command.folder / "runs" / "nobody2026-small"
-    command("--seeds", "3", "--methods", "None")
+    command.begun(3)
     whole = json.loads(out.read_text())["cells"][0]
     out.unlink()
     (folder / "None-class-2.json").unlink()
@@ -171,7 +201,7 @@ def test_new_seeds_are_added_to_those_of_another_machine(command):
 
 def test_a_new_seed_that_diverges_is_said_beside_those_of_the_file(command):
     out, folder = command.folder / "out" / "nobody2026-small.json", command.folder / "runs" / "nobody2026-small"
-    command("--seeds", "3", "--methods", "None")
+    command.begun(3)
     last = folder / "None-class-2.json"
     broken = json.loads(last.read_text()) | {"finite": False}
     last.unlink()
@@ -188,12 +218,12 @@ def test_a_new_seed_that_diverges_is_said_beside_those_of_the_file(command):
 
 
 def test_a_seed_that_is_missing_is_run_again_and_is_the_same(command):
-    whole = command("--seeds", "2", "--methods", "None")
+    command.begun(2)
     values = lambda: json.loads((command.folder / "out" / "nobody2026-small.json").read_text())["cells"][0]["values"]
     first = values()
     (command.folder / "runs" / "nobody2026-small" / "None-class-1.json").unlink()
     again = command("--seeds", "2", "--methods", "None")
-    assert (len(whole[2]), again[2]) == (2, [(1,)])
+    assert again[2] == [(1,)]
     np.testing.assert_array_equal(values(), first)
 
 
@@ -262,7 +292,7 @@ def test_what_another_process_did_meanwhile_is_not_done_again(command, published
 
 
 def test_a_result_of_another_budget_is_not_taken_for_it(command):
-    command("--seeds", "1", "--methods", "None")
+    command.begun(1)
     command.table[0] = small(steps=5)
     _, text, made = command("--seeds", "0", "--methods", "None")
     assert made == []
@@ -272,7 +302,7 @@ def test_a_result_of_another_budget_is_not_taken_for_it(command):
 
 def test_a_table_that_nobody_has_published_is_held_against_its_peer_seed_by_seed(command, reproduce, monkeypatch):
     """Here the same table, for which nothing was run anew: no difference on the seeds that both have."""
-    command("--seeds", "2", "--methods", "None")
+    command.begun(2)
     peer = command.table[0]
     mine = peer._replace(published={"None": {"Class": None}}, peer="nobody2026/small")
     monkeypatch.setattr(reproduce, "load", lambda name, known: mine if name == "nobody2026/mine" else peer)
@@ -287,7 +317,7 @@ def test_a_peer_without_runs_here_is_the_committed_one_of_the_same_protocol_and_
     command, reproduce, monkeypatch
 ):
     """So that a clean clone can compare: seed 1 is run here, seed 0 is committed only."""
-    command("--seeds", "2", "--methods", "None")
+    command.begun(2)
     folder = command.folder / "runs" / "nobody2026-small"
     (folder / "None-class-0.json").unlink()
     path = command.folder / "out" / "nobody2026-small.json"
@@ -310,7 +340,7 @@ def test_a_method_that_is_not_there_is_said_to_be_missing(command):
 
 
 def test_results_of_another_key_are_not_mixed_into_a_file(command):
-    command("--seeds", "1", "--methods", "None")
+    command.begun(1)
     code, text, made = command("--seeds", "2", "--methods", "None", "--key", "1")
     assert (code, made) == (2, [])
     assert "holds results of --key 0, got 1. Name another folder" in text
