@@ -5,6 +5,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int
 
 from bptoolkit.continual.streams import Indices, Stream, View
+from bptoolkit.continual.strengths import check_whole
 from bptoolkit.learning.sampling import shuffled
 from bptoolkit.types import Key
 
@@ -24,6 +25,7 @@ def online(stream: Stream, rows: int) -> Stream:
     Raises:
         ValueError: less than one row, or more than some task could have.
     """
+    check_whole(rows=rows)
     least = min(_least_rows(stream), stream.rows_max)
     if not 1 <= rows <= least:
         raise ValueError(f"rows must be in 1 … {least}, the rows of the smallest task, got {rows}.")
@@ -96,7 +98,9 @@ def _dealt_anew(view: View, share: float, key: Key) -> View:
     flat = view.index.reshape(-1)
     moved = jnp.arange(flat.shape[0]) < jnp.sum(strays)
     index = flat.at[places].set(jnp.where(moved, flat[contents], flat[places]))
-    return View(index.reshape(tasks, rows), view.count)
+    index, count = index.reshape(tasks, rows), view.count[:, None]
+    last = jnp.take_along_axis(index, count - 1, axis=1)
+    return View(jnp.where(place < count, index, last), view.count)
 
 
 def _classes_of(view: View, stream: Stream) -> Bool[Array, "tasks classes"]:

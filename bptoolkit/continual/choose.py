@@ -19,6 +19,7 @@ from bptoolkit.continual.metrics import average_accuracy
 from bptoolkit.continual.programs import numbers_read
 from bptoolkit.continual.run import run_grid
 from bptoolkit.continual.streams import Indices, Stream, View
+from bptoolkit.continual.strengths import check_whole
 from bptoolkit.types import Key
 
 __all__ = ["Choice", "choose", "held_out", "how_chosen"]
@@ -101,6 +102,7 @@ def held_out(stream: Stream, every: int = 10, tasks: int | None = None) -> Strea
             task that would have no row left to train on, in the dealing of one seed.
     """
     kept = stream.tasks if tasks is None else tasks
+    check_whole(every=every, tasks=tasks)
     if not 1 <= kept <= stream.tasks:
         raise ValueError(f"tasks must be in 1 … {stream.tasks}, those of the stream, got {tasks}.")
     if not FEWEST <= every <= stream.rows_max:

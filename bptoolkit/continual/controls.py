@@ -8,7 +8,14 @@ import jax.numpy as jnp
 from jaxtyping import Array, Int
 
 from bptoolkit import trees
-from bptoolkit.continual.nesting import adding, around, require_mixable
+from bptoolkit.continual.nesting import (
+    adding,
+    around,
+    require_kept,
+    require_learner,
+    require_mixable,
+    require_own_rows,
+)
 from bptoolkit.continual.readout import readout
 from bptoolkit.continual.streams import Stream
 from bptoolkit.continual.views import by_task, choose_rows, require_told
@@ -21,6 +28,7 @@ __all__ = ["cumulative", "joint", "naive", "random_features", "separate", "shall
 
 def naive(learner: Learner) -> Learner:
     """Train on one task after the other and hope: the lower bound.  The identity."""
+    require_learner(learner)
     return learner
 
 
@@ -31,9 +39,11 @@ def joint(learner: Learner) -> Learner:
     "joint" figure.  With T tasks it costs (T + 1)/2 times what `naive` does.
 
     Raises:
-        ValueError: a strategy inside that isolates tasks.
+        ValueError: a strategy inside that isolates tasks, or that goes by what earlier tasks left, as penalties and
+            rehearsal do: nothing is left to a new net.  Around it these are refused as well.
     """
     require_mixable(learner, "joint")
+    require_kept(learner, "joint")
     together = Curriculum(sources=lambda tasks, k: tasks <= k, rounds=lambda k: k + 1, fresh=True)
     return learner._replace(curriculum=together)
 
@@ -81,9 +91,8 @@ def random_features(learner: Learner) -> Learner:
 class Nets(NamedTuple):
     """One net a task, and which of them is being trained."""
 
-    first: Memory  # of the learner inside, before it has learned anything
     inner: Memory
-    nets: tuple[Params, Memory]  # (tasks, …)
+    nets: tuple[Params, Memory]  # (tasks, …); of tasks to come, as they start
     current: Int[Array, ""]
 
 
@@ -98,25 +107,23 @@ def separate(learner: Learner) -> Learner:
     Raises:
         ValueError: a stream that does not tell the task at test time; a learner that trains on several tasks at once.
     """
-    if learner.curriculum is not OWN_ROWS:
-        raise ValueError("separate trains each net on its own task alone: take away joint or cumulative inside it.")
+    require_own_rows(learner, "separate")
 
     def init(params: Params, spec: StreamSpec, key: Key) -> Nets:
         require_told(spec, "separate")
         nets_key, inner_key = jax.random.split(key)
         drawn = jax.vmap(learner.model.init)(jax.random.split(nets_key, spec.tasks))
         nets = jax.tree.map(lambda all, first: all.at[0].set(first), drawn, params)
-        inner = learner.init(params, spec, inner_key)
-        memories = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (spec.tasks, *leaf.shape)), inner)
-        return Nets(inner, inner, (nets, memories), jnp.int32(0))
+        memories = jax.vmap(lambda net: learner.init(net, spec, inner_key))(nets)
+        return Nets(_at(memories, jnp.int32(0)), (nets, memories), jnp.int32(0))
 
     def gradient(memory: Nets, params: Params, batch: Batch, key: Key):
         own = batch._replace(weight=jnp.where(batch.task == memory.current, batch.weight, 0))
         return _with_inner(memory, learner.gradient, params, own, key)
 
     def start_task(memory: Nets, params: Params, task: Int[Array, ""], key: Key) -> tuple[Params, Nets]:
-        params = _at(memory.nets[0], task)
-        params, inner = learner.start_task(memory.first, params, task, key)
+        own, inner = _at(memory.nets, task)
+        params, inner = learner.start_task(inner, own, task, key)
         return params, memory._replace(inner=inner, current=task)
 
     def end_task(memory: Nets, params: Params, task: Task, key: Key) -> tuple[Params, Nets]:

@@ -7,6 +7,8 @@ from typing import NamedTuple
 
 from jaxtyping import Array, Float
 
+from bptoolkit.continual.strengths import check_nonnegative, check_whole
+
 __all__ = ["Convention", "convert_strength"]
 
 
@@ -38,14 +40,17 @@ def convert_strength(
         rows: of the task, for sums.
 
     Raises:
-        ValueError: less than one row, or a batch of less than one or more than all rows.
+        ValueError: a negative strength, less than one row, or a batch of less than one or more than all rows.
 
     >>> convert_strength(100.0, Convention(half=False), Convention(), rows=1000)
     200.0
     >>> convert_strength(1.0, Convention(summed=True), Convention(), rows=1000)
     1000.0
     """
+    check_nonnegative("strength", strength)
+    check_whole(rows=rows)
     for convention in (source, target):
+        check_whole(batch=convention.batch)
         if not 1 <= convention.batch <= rows:
             raise ValueError(f"batch must be in 1 … rows = {rows}, got {convention.batch}.")
     return strength * (_size(source, rows) / _size(target, rows))

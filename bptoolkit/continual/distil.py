@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from bptoolkit import trees
-from bptoolkit.continual.nesting import adding
+from bptoolkit.continual.nesting import adding, require_logits
 from bptoolkit.continual.strengths import check_nonnegative, check_positive, traced
 from bptoolkit.learning.learner import Learner, Strategy, StreamSpec, Task
 from bptoolkit.learning.losses import binary_cross_entropy, probabilities, squared_error
@@ -60,7 +60,7 @@ def lwf(
 
     Raises:
         ValueError: a negative strength, a temperature not above 0, an unknown option; a learner that does not follow a
-            cross-entropy.
+            cross-entropy, or does not answer with the outputs of one net (`icarl`, `separate`).
 
     What is inside is scaled with the loss, so penalties such as EWC's belong outside: `ewc(…)(lwf(…)(rule))`.
 
@@ -73,6 +73,7 @@ def lwf(
             raise ValueError(f"{name} must be one of {get_args(kinds)}, got {value!r}.")
 
     def strategy(learner: Learner) -> Learner:
+        require_logits(learner, "lwf")
         _check_loss(learner)
 
         def init(inner: Memory, params: Params, spec: StreamSpec, key: Key) -> Taught:

@@ -26,7 +26,7 @@ from bptoolkit.continual.buffers import (
     some,
     weigh,
 )
-from bptoolkit.continual.nesting import around
+from bptoolkit.continual.nesting import around, require_logits
 from bptoolkit.continual.strengths import check_nonnegative, check_whole
 from bptoolkit.learning.learner import Learner, Strategy, StreamSpec
 from bptoolkit.types import Batch, Info, Key, Memory, Params, PyTree
@@ -54,7 +54,8 @@ def der(capacity: int, alpha: Strength, rows: int | None = None) -> Strategy:
         rows: replayed rows a step; as many as the batch has if left out.
 
     Raises:
-        ValueError: less than one row, fewer than there are classes, a negative strength.
+        ValueError: less than one row, fewer than there are classes, a negative strength; a learner that does not answer
+            with the outputs of one net (`icarl`, `separate`).
     """
     return _dark(capacity, alpha, None, rows)
 
@@ -67,7 +68,8 @@ def der_plus_plus(capacity: int, alpha: Strength, beta: Strength, rows: int | No
         beta: of the labels' loss; at least 0, may be traced.
 
     Raises:
-        ValueError: less than one row, fewer than there are classes, a negative strength.
+        ValueError: less than one row, fewer than there are classes, a negative strength; a learner that does not answer
+            with the outputs of one net (`icarl`, `separate`).
     """
     return _dark(capacity, alpha, beta, rows)
 
@@ -79,6 +81,8 @@ def _dark(capacity: int, alpha: Strength, beta: Strength | None, rows: int | Non
             check_nonnegative(name, value)
 
     def strategy(learner: Learner) -> Learner:
+        require_logits(learner, "der" if beta is None else "der_plus_plus")
+
         def init(params: Params, spec: StreamSpec, key: Key) -> Dark:
             check_room("capacity", capacity, max(spec.classes, spec.outputs))
             kept = new_reservoir(spec, capacity, spec.example.target)

@@ -12,6 +12,7 @@ from bptoolkit.continual.activity import Plasticity
 from bptoolkit.continual.diagnose import Findings
 from bptoolkit.continual.gates import hidden_units
 from bptoolkit.continual.streams import Stream, spec
+from bptoolkit.continual.strengths import check_whole
 from bptoolkit.learning.fit import Curves, check_budget, checked_optimizer
 from bptoolkit.learning.learner import Learner, StreamSpec, check_outputs
 from bptoolkit.types import Params
@@ -29,7 +30,8 @@ class Experiment:
     """A stream, a learner, an optimiser and a budget.
 
     stream: the tasks.
-    learner: or a function of `hyper` that makes one; then its numbers are traced, and another value compiles nothing.
+    learner: or a function of `hyper` that makes one; then its numbers are traced: a grid of them is one program, and
+        another value finds its programs in JAX's persistent cache, where that is on.
     optimizer: any optax optimiser, or a function of `hyper` that makes one.
     steps: updates per task.
     batch: rows an update; None for all rows of the stage.
@@ -58,13 +60,18 @@ class Experiment:
     diagnose: int | None = None
 
     def __post_init__(self):
+        if not isinstance(self.stream, Stream):
+            raise ValueError(
+                f"stream must be a Stream, got {type(self.stream).__name__}. Make one of a data set: split(dataset, 2)."
+            )
         check_budget(self.steps, 1 if self.batch is None else self.batch)
-        if self.probe is not None and not 1 <= self.probe <= PROBED:
+        check_whole(probe=self.probe, diagnose=self.diagnose, evaluate_every=self.evaluate_every)
+        if self.probe is not None and self.probe > PROBED:
             raise ValueError(f"probe must be 1 … {PROBED:,} rows, or None, got {self.probe}.")
-        if self.diagnose is not None and not 1 <= self.diagnose <= PROBED:
+        if self.diagnose is not None and self.diagnose > PROBED:
             raise ValueError(f"diagnose must be 1 … {PROBED:,} rows a task, or None, got {self.diagnose}.")
         every = self.evaluate_every
-        if every is not None and not (1 <= every <= self.steps and self.steps % every == 0):
+        if every is not None and self.steps % every:
             raise ValueError(f"evaluate_every must divide steps, {self.steps}, got {every}.")
 
     def check(self) -> None:

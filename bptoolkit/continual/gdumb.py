@@ -14,7 +14,7 @@ from bptoolkit import trees
 from bptoolkit.continual.buffers import Buffer, draw, keep, new_buffer, of_each_class
 from bptoolkit.continual.nesting import around, require_mixable
 from bptoolkit.continual.strengths import check_whole
-from bptoolkit.learning.fit import Progress, train
+from bptoolkit.learning.fit import Progress, checked_optimizer, train
 from bptoolkit.learning.learner import Learner, Strategy, StreamSpec, Task
 from bptoolkit.types import Batch, Info, Key, Memory, Params, PyTree
 
@@ -43,13 +43,16 @@ def gdumb(
         optimizer: of the new net; `optax.adam(1e-3)` if left out.
 
     Raises:
-        ValueError: a size below one; a strategy inside that isolates tasks.
+        ValueError: a size below one; a strategy inside that isolates tasks, or looks at weights and rows beside the
+            gradient: the new net has no past.
     """
     check_whole(per_class=per_class, steps=steps, batch=batch)
-    optimizer = optax.adam(1e-3) if optimizer is None else optimizer
+    optimizer = optax.adam(1e-3) if optimizer is None else checked_optimizer(optimizer)
 
     def strategy(learner: Learner) -> Learner:
         require_mixable(learner, "gdumb")
+        if learner.looks_on:
+            raise ValueError("gdumb trains a new net each time, which has no past: take penalties and rehearsal away.")
 
         def init(params: Params, spec: StreamSpec, key: Key) -> Sample:
             inner = learner.init(params, spec, key)

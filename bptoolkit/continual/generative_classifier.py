@@ -14,7 +14,7 @@ from jaxtyping import Array, Bool, Float
 
 from bptoolkit import trees
 from bptoolkit.continual.strengths import check_whole
-from bptoolkit.continual.vae import Likelihood, vae
+from bptoolkit.continual.vae import Likelihood, check_hidden, vae
 from bptoolkit.learning.learner import Learner, bare_learner
 from bptoolkit.types import Batch, Info, Key, Memory, Model, Params, PyTree
 
@@ -47,6 +47,7 @@ def generative_classifier(
         ValueError: a size below one, an unknown likelihood.
     """
     check_whole(inputs=inputs, classes=classes, latent=latent, samples=samples)
+    check_hidden(hidden)
     net = vae(inputs, hidden, latent, likelihood)
 
     def init(key: Key) -> Params:
@@ -89,7 +90,7 @@ def generative_classifier(
         there = jnp.any(batch.target * batch.weight[:, None] > 0, axis=0)
         return jax.tree.map(lambda b, a: _where(there, a, b), before, after), opt_state, memory
 
-    return bare_learner(Model(init, apply), gradient)._replace(after_step=after_step)
+    return bare_learner(Model(init, apply), gradient)._replace(after_step=after_step, logits=False)
 
 
 def _key_of(x: Float[Array, "d"]) -> Key:

@@ -17,7 +17,8 @@ from jaxtyping import Array, Bool, Float, Int
 from bptoolkit.continual.buffers import concatenate, weigh
 from bptoolkit.continual.nesting import around
 from bptoolkit.continual.strengths import check_whole
-from bptoolkit.continual.vae import Likelihood, Vae, vae
+from bptoolkit.continual.vae import Likelihood, Vae, check_hidden, vae
+from bptoolkit.learning.fit import checked_optimizer
 from bptoolkit.learning.learner import Learner, Strategy, StreamSpec, Task
 from bptoolkit.types import Batch, Info, Key, Memory, Params, PyTree
 
@@ -61,7 +62,8 @@ def generative_replay(
         ValueError: less than one row, a size below one, an unknown likelihood; per_task=False where the task is told.
     """
     check_whole(rows=rows, latent=latent)
-    optimizer = optax.adam(1e-3) if optimizer is None else optimizer
+    check_hidden(hidden)
+    optimizer = optax.adam(1e-3) if optimizer is None else checked_optimizer(optimizer)
 
     def strategy(learner: Learner) -> Learner:
         net_of = lambda x: vae(math.prod(x.shape), hidden, latent, likelihood)

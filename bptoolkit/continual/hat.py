@@ -10,9 +10,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from bptoolkit.continual.gates import Gates, entering, hidden_units, leaving, scale_units
-from bptoolkit.continual.nesting import adding
+from bptoolkit.continual.nesting import adding, require_own_rows
 from bptoolkit.continual.readout import readout
-from bptoolkit.continual.strengths import check_nonnegative, check_positive, traced
+from bptoolkit.continual.strengths import check_nonnegative, check_positive, check_whole, traced
 from bptoolkit.continual.views import answers_by_view, pulled_back, require_inside, require_told
 from bptoolkit.learning.learner import Learner, Strategy, StreamSpec, Task
 from bptoolkit.types import Batch, Info, Key, Memory, Params, PyTree
@@ -70,11 +70,11 @@ def hat(
     check_nonnegative("strength", strength)
     check_positive("sharpest", sharpest)
     check_positive("rate", rate)
-    if cycle is not None and cycle < 1:
-        raise ValueError(f"cycle must be at least 1 step, got {cycle}. Leave it out for all steps of a task.")
+    check_whole(cycle=cycle)
 
     def strategy(learner: Learner) -> Learner:
         require_inside(learner, "hat")
+        require_own_rows(learner, "hat")
         model = learner.model
 
         def init(inner: Memory, params: Params, spec: StreamSpec, key: Key) -> Attention:
@@ -101,7 +101,8 @@ def hat(
 
             def see(variables, task):
                 params, embeddings = variables
-                attention = tuple(jax.nn.sigmoid(s * e[task]) for e in embeddings)
+                sharp = jnp.where(task == memory.current, s, memory.sharpest)  # rehearsed tasks are seen as tested
+                attention = tuple(jax.nn.sigmoid(sharp * e[task]) for e in embeddings)
                 return scale_units(model, params, attention, jax.tree.map(jnp.ones_like, attention))
 
             variables = (params, memory.embeddings)

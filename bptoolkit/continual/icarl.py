@@ -16,7 +16,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from bptoolkit.continual.buffers import as_heavy, counted, new_buffer
 from bptoolkit.continual.diagnose import class_means, features, nearest, unit
-from bptoolkit.continual.nesting import around
+from bptoolkit.continual.nesting import around, require_learner
 from bptoolkit.continual.strengths import check_positive, check_whole
 from bptoolkit.learning.learner import Learner, Strategy, StreamSpec, Task
 from bptoolkit.learning.losses import squared_error
@@ -110,7 +110,8 @@ def icarl(per_class: int, *, temperature: Float[Array, ""] | float = 2.0) -> Str
             near = jnp.maximum(near, FARTHEST).astype(logits.dtype)  # finite, as logits are
             return jnp.where(jnp.any(memory.known), near, logits), info
 
-        return around(learner, init=init, gradient=gradient, end_task=end_task, predict=predict)
+        outer = around(learner, init=init, gradient=gradient, end_task=end_task, predict=predict)
+        return outer._replace(logits=False)
 
     return strategy
 
@@ -161,8 +162,11 @@ def _exemplars(see, task: Task, per_class: int, classes: int) -> Batch:
 
 
 def _check_learner(learner: Learner) -> None:
-    if learner.view is not None:
-        raise ValueError("icarl reads the features of one net, got a learner whose tasks see other weights, as in xdg.")
+    require_learner(learner)
+    if learner.view is not None or learner.apart:
+        raise ValueError(
+            "icarl reads the features of one net, got a learner whose tasks see other weights, as in xdg and separate."
+        )
     if learner.loss is squared_error:
         raise ValueError("icarl needs a cross-entropy, best binary_cross_entropy, got a learner of squared_error.")
 

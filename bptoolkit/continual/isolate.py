@@ -10,13 +10,16 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from bptoolkit.continual.gates import Gates, hidden_units, scale_units
-from bptoolkit.continual.nesting import adding
+from bptoolkit.continual.nesting import adding, require_own_rows
 from bptoolkit.continual.readout import readout
+from bptoolkit.continual.strengths import Number, check_share, traced
 from bptoolkit.continual.views import require_inside, require_told, through_view
 from bptoolkit.learning.learner import Learner, Strategy, StreamSpec
 from bptoolkit.types import Batch, Key, Memory, Params, PyTree
 
 __all__ = ["packnet", "xdg"]
+
+ROUNDING = 1e-6  # by so much relatively may share · units fall short of the whole number that it is
 
 
 class Gated(NamedTuple):
@@ -26,7 +29,7 @@ class Gated(NamedTuple):
     gates: Gates
 
 
-def xdg(share: float = 0.8) -> Strategy:
+def xdg(share: Number = 0.8) -> Strategy:
     """Context-dependent gating: in each task a random share of every hidden layer's units is silent.
 
         h ← g_task ⊙ h,     ⌊share · units⌋ entries of g are 0, drawn once for each task and layer
@@ -37,7 +40,7 @@ def xdg(share: float = 0.8) -> Strategy:
     gradient, but an optimiser with momentum may still move them a little.
 
     Args:
-        share: of units that are silent, in [0, 1); 0.8 as in the paper, 0.9 in van de Ven et al. (2022).
+        share: of units that are silent, in [0, 1); may be traced.  The paper takes 0.8, van de Ven et al. (2022) 0.9.
 
     Raises:
         ValueError: a share outside [0, 1); a stream that does not tell the task at test time; a model that does not
@@ -48,8 +51,7 @@ def xdg(share: float = 0.8) -> Strategy:
 
     Reference: Masse, Grant & Freedman (2018), PNAS 115; van de Ven, Tuytelaars & Tolias (2022), Nature MI 4.
     """
-    if not 0 <= share < 1:
-        raise ValueError(f"share must be in [0, 1), got {share}. It is the share of units that are silent.")
+    check_share("share", share, but=1)
 
     def strategy(learner: Learner) -> Learner:
         require_inside(learner, "xdg")
@@ -69,9 +71,9 @@ def xdg(share: float = 0.8) -> Strategy:
     return strategy
 
 
-def _draw_gates(key: Key, tasks: int, units: int, share: float) -> Float[Array, "tasks units"]:
-    silent = int(share * units)
-    template = (jnp.arange(units) >= silent).astype(jnp.result_type(float))
+def _draw_gates(key: Key, tasks: int, units: int, share: Number) -> Float[Array, "tasks units"]:
+    silent = jnp.floor(traced(share) * units * (1 + ROUNDING)).astype(jnp.int32)
+    template = (jnp.arange(units, dtype=jnp.int32) >= silent).astype(jnp.result_type(float))
     return jax.vmap(lambda k: jax.random.permutation(k, template))(jax.random.split(key, tasks))
 
 
@@ -87,7 +89,7 @@ class Packed(NamedTuple):
     tasks: Int[Array, ""]
 
 
-def packnet(keep: float | None = None, *, retrain: float = 1 / 3) -> Strategy:
+def packnet(keep: Number | None = None, *, retrain: Number = 1 / 3) -> Strategy:
     """PackNet: train on the free weights, keep the largest of them for the task, free the others, train on.
 
     After (1 − retrain) of a task's steps, in every weight matrix the largest `keep` of its free weights by |w| become
@@ -98,8 +100,8 @@ def packnet(keep: float | None = None, *, retrain: float = 1 / 3) -> Strategy:
 
     Args:
         keep: share of the free weights that a task keeps, in (0, 1]; if left out 1/(tasks to come, this one
-            included), so that all tasks get equally many.  The paper takes 0.5 or 0.25.
-        retrain: share of the steps after pruning, in [0, 1).
+            included), so that all tasks get equally many.  The paper takes 0.5 or 0.25.  May be traced.
+        retrain: share of the steps after pruning, in [0, 1); may be traced.
 
     Raises:
         ValueError: a share out of its range; a stream that does not tell the task at test time; a model that does not
@@ -107,20 +109,20 @@ def packnet(keep: float | None = None, *, retrain: float = 1 / 3) -> Strategy:
 
     Reference: Mallya & Lazebnik (2018), CVPR.
     """
-    if keep is not None and not 0 < keep <= 1:
-        raise ValueError(f"keep must be in (0, 1], got {keep}. Leave it out for equal shares.")
-    if not 0 <= retrain < 1:
-        raise ValueError(f"retrain must be in [0, 1), got {retrain}.")
+    if keep is not None:
+        check_share("keep", keep, but=0)
+    check_share("retrain", retrain, but=1)
 
     def strategy(learner: Learner) -> Learner:
         require_inside(learner, "packnet")
+        require_own_rows(learner, "packnet")
 
         def init(inner: Memory, params: Params, spec: StreamSpec, key: Key) -> Packed:
             require_told(spec, "packnet")
             hidden_units(learner.model, params, "packnet")
             out = readout(learner.model, params, key)
             owner = jax.tree.map(lambda p: jnp.zeros(p.shape, jnp.int32), params)
-            prune_at = jnp.int32(max(round((1 - retrain) * spec.steps), 1))
+            prune_at = jnp.maximum(jnp.round((1 - traced(retrain)) * spec.steps), 1).astype(jnp.int32)
             return Packed(inner, owner, out, jnp.int32(-1), jnp.int32(0), prune_at, jnp.int32(spec.tasks))
 
         def start_task(memory: Packed, params: Params, task: Int[Array, ""], key: Key):

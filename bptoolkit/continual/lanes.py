@@ -47,9 +47,11 @@ def make_lanes(experiment: Experiment, grid: Grid, key: Key, seeds: int | Sequen
     """All points of the grid × all seeds.
 
     Raises:
-        ValueError: no seeds, or the same twice; a grid over a number that the experiment does not have, or of none;
-            what is no number.
+        ValueError: no key; no seeds, or the same twice; a grid over a number that the experiment does not have, or of
+            none; what is no number.
     """
+    if not isinstance(key, jax.Array) or not jnp.issubdtype(key.dtype, jax.dtypes.prng_key) or key.shape:
+        raise ValueError(f"key must be one typed key, as jax.random.key(0) makes it, got {key!r}.")
     names, found = seed_numbers(seeds), points(experiment, grid)
     hypers = tuple({**experiment.hyper, **dict(zip(grid, point, strict=True))} for point in found)
     for hyper in hypers:

@@ -10,10 +10,20 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int
 
-from bptoolkit.learning.learner import Learner, StreamSpec, Task
+from bptoolkit.learning.learner import OWN_ROWS, Learner, StreamSpec, Task
 from bptoolkit.types import Batch, Info, Key, Memory, Model, Params, PyTree
 
-__all__ = ["adding", "around", "as_far_as", "require_learner", "require_mixable", "seen_in"]
+__all__ = [
+    "adding",
+    "around",
+    "as_far_as",
+    "require_kept",
+    "require_learner",
+    "require_logits",
+    "require_mixable",
+    "require_own_rows",
+    "seen_in",
+]
 
 
 def around(
@@ -26,12 +36,20 @@ def around(
     end_task: Callable | None = None,
     predict: Callable | None = None,
     looks_on: bool = True,
+    ends: bool | None = None,
 ) -> Learner:
     """The learner with these functions in place of its own; what is left out goes to the learner inside.
 
-    `looks_on` is as in `Learner`: False for what goes by the gradient alone, and so may be inside of a view.
+    `looks_on` is as in `Learner`: False for what goes by the gradient alone, and so may be inside of a view.  So is
+    `ends`; if left out, it is whether `end_task` is given.
+
+    Raises:
+        ValueError: no learner; one that starts anew at every stage, for a strategy that goes by what tasks left.
     """
     require_learner(learner)
+    ends = end_task is not None if ends is None else ends
+    if ends:
+        _require_going_on(learner.curriculum.fresh)
     view, free = learner.view, learner.free
 
     def after_inside(memory: Any, before: Params, after: Params, opt_state, batch: Batch, key: Key):
@@ -59,6 +77,7 @@ def around(
         view=None if view is None else lambda memory, params, task: view(memory.inner, params, task),
         free=None if free is None else lambda memory, params: free(memory.inner, params),
         looks_on=looks_on or learner.looks_on,
+        ends=ends or learner.ends,
     )
 
 
@@ -148,6 +167,7 @@ def adding(
         start_task=call_start_task,
         end_task=call_end_task,
         looks_on=looks_on,
+        ends=end_task is not None,
     )
     if free is None:
         return outer
@@ -176,6 +196,41 @@ def require_mixable(learner: Learner, name: str) -> None:
         raise ValueError(
             f"{name} trains on rows of several tasks at once, which what is inside cannot: packnet, hat and separate "
             f"give each task a part of the net while it is trained alone.\nWrite {name}(rule), or take xdg."
+        )
+
+
+def require_own_rows(learner: Learner, name: str) -> None:
+    """Raise where what is inside trains on rows of several tasks at once."""
+    require_learner(learner)
+    if learner.curriculum is not OWN_ROWS:
+        raise ValueError(
+            f"{name} trains on one task at a time, got joint, cumulative or separate inside of it. Take that away."
+        )
+
+
+def require_kept(learner: Learner, name: str) -> None:
+    """Raise where what is inside would lose what it goes by, since every stage starts anew."""
+    require_learner(learner)
+    if learner.ends:
+        _require_going_on(True, name)
+
+
+def _require_going_on(fresh: bool, name: str = "joint") -> None:
+    if fresh:
+        raise ValueError(
+            f"{name} starts anew with every stage, so a strategy that goes by what earlier tasks left (a penalty, "
+            f"rehearsal, distillation) would do nothing.\nWrite {name}(rule), or cumulative, which goes on."
+        )
+
+
+def require_logits(learner: Learner, name: str) -> None:
+    """Raise where the answers inside are not those of the outputs of one net, which it could be made to keep."""
+    require_learner(learner)
+    if not learner.logits or learner.apart:
+        raise ValueError(
+            f"{name} lets one net's outputs match its earlier answers, got a learner that answers by something else "
+            f"(icarl, generative_classifier) or by a net for every task (separate).\nPut {name} inside of icarl; "
+            "separate nets share nothing that could be forgotten."
         )
 
 

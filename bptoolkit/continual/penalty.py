@@ -32,7 +32,7 @@ class Anchored(NamedTuple):
 
 def penalty(
     strength: Float[Array, ""] | float,
-    consolidate: Callable[[Learner, Anchored, Params, Task, Key], Anchored],
+    consolidate: Callable[[Learner, Anchored, Params, Task, Key], Anchored] | None,
     *,
     factor: float = 1.0,
     first: Callable[[Params], Params] = trees.zeros_like,
@@ -43,7 +43,8 @@ def penalty(
 
     Args:
         strength: at least 0; may be traced.
-        consolidate: of (learner inside, memory, params, task, key): importance and anchor after a task.
+        consolidate: of (learner inside, memory, params, task, key): importance and anchor after a task; None where
+            they stay as they were first.
         factor: 1 where the penalty carries a ½, 2 where it does not.
         first: of the first params: the importance in the first task, around those params.
         start: of the first params: the path.
@@ -76,9 +77,16 @@ def penalty(
             return after, opt_state, memory._replace(path=path)
 
         def end_task(memory, params, task, key):
+            assert consolidate is not None
             return params, consolidate(learner, memory, params, task, key)
 
-        return adding(learner, init, adjust=adjust, after_step=None if along is None else after_step, end_task=end_task)
+        return adding(
+            learner,
+            init,
+            adjust=adjust,
+            after_step=None if along is None else after_step,
+            end_task=None if consolidate is None else end_task,
+        )
 
     return strategy
 

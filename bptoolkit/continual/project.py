@@ -12,6 +12,7 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, Int
 
 from bptoolkit.continual.nesting import adding, require_learner, seen_in
+from bptoolkit.continual.strengths import check_whole
 from bptoolkit.learning.learner import Learner, Strategy, StreamSpec, Task
 from bptoolkit.learning.sampling import shuffled
 from bptoolkit.types import Batch, Key, Memory, Params
@@ -43,8 +44,7 @@ def ogd(per_task: int) -> Strategy:
 
     Reference: Farajtabar, Azizan, Mott & Li (2020), AISTATS, "OGD-GTL".
     """
-    if per_task < 1:
-        raise ValueError(f"per_task must be at least 1, got {per_task}.")
+    check_whole(per_task=per_task)
 
     def strategy(learner: Learner) -> Learner:
         require_learner(learner)

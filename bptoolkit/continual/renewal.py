@@ -15,7 +15,7 @@ from bptoolkit.continual.activity import mean_activity
 from bptoolkit.continual.gates import Gates, entering, hidden_units, leaving
 from bptoolkit.continual.nesting import adding
 from bptoolkit.continual.penalty import penalty
-from bptoolkit.continual.strengths import Number, check_nonnegative, check_share, traced
+from bptoolkit.continual.strengths import Number, check_nonnegative, check_share, check_whole, traced
 from bptoolkit.learning.learner import Learner, Strategy, StreamSpec
 from bptoolkit.types import Batch, Key, Memory, Model, Params, PyTree
 
@@ -36,7 +36,7 @@ def l2_init(strength: Number) -> Strategy:
     Reference: Kumar, Marklund & Van Roy (2023), arXiv:2308.11958, "L2 Init".
     """
     everywhere = lambda params: jax.tree.map(jnp.ones_like, params)
-    return penalty(strength, lambda learner, memory, params, task, key: memory, factor=2.0, first=everywhere)
+    return penalty(strength, None, factor=2.0, first=everywhere)
 
 
 class Shaken(NamedTuple):
@@ -102,8 +102,7 @@ def redo(threshold: Number = 0.025, every: int = 1000) -> Strategy:
     Reference: Sokar, Agarwal, Castro & Evci (2023), ICML.
     """
     check_nonnegative("threshold", threshold)
-    if every < 1:
-        raise ValueError(f"every must be at least 1 step, got {every}.")
+    check_whole(every=every)
 
     def strategy(learner: Learner) -> Learner:
         def init(inner: Memory, params: Params, spec: StreamSpec, key: Key) -> Watched:
@@ -133,7 +132,7 @@ class Judged(NamedTuple):
     rate: Float[Array, ""]
 
 
-def continual_backprop(rate: Number = 1e-4, *, maturity: int = 100, decay: float = 0.99) -> Strategy:
+def continual_backprop(rate: Number = 1e-4, *, maturity: int = 100, decay: Number = 0.99) -> Strategy:
     """Continual backpropagation: all the time, renew a small share of the mature units that contribute least.
 
         u_i ← η u_i + (1 − η) · E|h_i| · Σ_k |w_ik|,     û_i = u_i / (1 − η^age)
@@ -144,7 +143,7 @@ def continual_backprop(rate: Number = 1e-4, *, maturity: int = 100, decay: float
     Args:
         rate: ρ, units renewed a step and mature unit, in [0, 1]; may be traced.  0 is naive.
         maturity: steps in which a unit is safe.
-        decay: η in [0, 1).
+        decay: η in [0, 1); may be traced.
 
     Raises:
         ValueError: a number out of its range; a model that does not show its hidden units.
@@ -152,8 +151,8 @@ def continual_backprop(rate: Number = 1e-4, *, maturity: int = 100, decay: float
     Reference: Dohare, Hernandez-Garcia, Lan, Rahman, Mahmood & Sutton (2024), Nature 632, algorithm 1.
     """
     check_share("rate", rate)
-    if maturity < 0 or not 0 <= decay < 1:
-        raise ValueError(f"maturity must be at least 0 and decay in [0, 1), got {maturity} and {decay}.")
+    check_whole(0, maturity=maturity)
+    check_share("decay", decay, but=1)
 
     def strategy(learner: Learner) -> Learner:
         model = learner.model
@@ -180,7 +179,7 @@ def continual_backprop(rate: Number = 1e-4, *, maturity: int = 100, decay: float
     return strategy
 
 
-def _select(utility, age, due, rate, maturity: int, decay: float) -> tuple[Bool[Array, "units"], Float[Array, ""]]:
+def _select(utility, age, due, rate, maturity: int, decay: Number) -> tuple[Bool[Array, "units"], Float[Array, ""]]:
     """The one unit to be renewed, if one is due, and what remains due."""
     mature = age > maturity
     due = due + rate * jnp.sum(mature, dtype=due.dtype)

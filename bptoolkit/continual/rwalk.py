@@ -10,7 +10,7 @@ from bptoolkit import trees
 from bptoolkit.continual.fisher import FisherKind, check_kind, fisher
 from bptoolkit.continual.nesting import seen_in
 from bptoolkit.continual.penalty import Anchored, penalty
-from bptoolkit.continual.strengths import Number, check_nonnegative, check_positive, check_share
+from bptoolkit.continual.strengths import Number, check_nonnegative, check_positive, check_share, check_whole
 from bptoolkit.learning.learner import Learner, Strategy
 from bptoolkit.types import Batch, Key, Params
 
@@ -57,8 +57,9 @@ def rwalk(
     check_share("decay", decay)
     check_positive("damping", damping)
     check_kind(fisher)
-    if every < 1 or fisher == "sampled":
-        raise ValueError(f'rwalk needs every ≥ 1 and fisher "exact" or "empirical", got {every} and {fisher!r}.')
+    check_whole(every=every)
+    if fisher == "sampled":
+        raise ValueError(f'rwalk needs fisher "exact" or "empirical", got {fisher!r}.')
 
     def start(params: Params) -> Walk:
         zeros = trees.zeros_like(params)

@@ -14,15 +14,15 @@ __all__ = ["Number", "check_nonnegative", "check_positive", "check_share", "chec
 Number: TypeAlias = Float[Array, ""] | float
 
 
-def check_whole(**sizes: int | None) -> None:
-    """Raise unless every size that is given is a whole number of at least 1."""
+def check_whole(least: int = 1, /, **sizes: int | None) -> None:
+    """Raise unless every size that is given is a whole number of at least 1, or another least one."""
     for name, value in sizes.items():
         if value is None:
             continue
         if isinstance(value, bool) or not isinstance(value, int | np.integer):
             raise ValueError(f"{name} must be a whole number, {_got(value)}")
-        if value < 1:
-            raise ValueError(f"{name} must be at least 1, got {value}.")
+        if value < least:
+            raise ValueError(f"{name} must be at least {least}, got {value}.")
 
 
 def check_nonnegative(name: str, value: Number) -> None:
@@ -34,11 +34,15 @@ def check_nonnegative(name: str, value: Number) -> None:
         )
 
 
-def check_share(name: str, value: Number) -> None:
-    """Raise where a written number is outside [0, 1]."""
+def check_share(name: str, value: Number, *, but: float | None = None) -> None:
+    """Raise where a written number is outside [0, 1], or is that end of it which is left out."""
     _check_number(name, value)
-    if _is_written(value) and not (np.all(_finite(value) >= 0) and np.all(_finite(value) <= 1)):
-        raise ValueError(f"{name} must be in [0, 1], got {value}.")
+    if not _is_written(value):
+        return
+    number = _finite(value)
+    if not 0 <= number <= 1 or number == but:
+        start, end = "(" if but == 0 else "[", ")" if but == 1 else "]"
+        raise ValueError(f"{name} must be in {start}0, 1{end}, got {value}.")
 
 
 def check_positive(name: str, value: Number) -> None:
@@ -50,8 +54,9 @@ def check_positive(name: str, value: Number) -> None:
 
 def _check_number(name: str, value: Any) -> None:
     """Raise where something else than one number was given."""
-    if isinstance(value, str) or (not hasattr(value, "__array__") and not isinstance(value, int | float)):
-        raise ValueError(f"{name} must be a number, {_got(value)}")
+    is_number = hasattr(value, "__array__") or isinstance(value, int | float)
+    if isinstance(value, str) or not is_number or jnp.iscomplexobj(value):
+        raise ValueError(f"{name} must be a real number, {_got(value)}")
     if np.shape(value) != ():
         raise ValueError(
             f"{name} must be one number, got an array of shape {np.shape(value)}. For many at once: run_grid."
@@ -61,6 +66,8 @@ def _check_number(name: str, value: Any) -> None:
 def _got(value: Any) -> str:
     if isinstance(value, Learner):
         return "got a learner. Give the strategy its numbers first, then the learner: ewc(10.0)(backprop(model))."
+    if isinstance(value, Tracer):
+        return "got a number of hyper. Whole numbers shape the program: make an experiment for each."
     return f"got {value!r}."
 
 
@@ -69,8 +76,9 @@ def _is_written(value: Number) -> bool:
 
 
 def _finite(value: Number) -> np.ndarray:
-    """The number, NaN where it is infinite."""
-    number = np.asarray(value, np.float64)
+    """The number, NaN where it is infinite as it is kept."""
+    with np.errstate(over="ignore"):
+        number = np.asarray(value).astype(jnp.result_type(float))
     return np.where(np.isfinite(number), number, np.nan)
 
 

@@ -14,12 +14,13 @@ from typing import Literal, NamedTuple, TypeAlias, get_args
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from bptoolkit.models import mlp
 from bptoolkit.types import Key, Params
 
-__all__ = ["Likelihood", "Vae", "vae"]
+__all__ = ["Likelihood", "Vae", "check_hidden", "vae"]
 
 Likelihood: TypeAlias = Literal["bernoulli", "gaussian"]
 
@@ -33,6 +34,13 @@ class Vae(NamedTuple):
     loss: Callable[[Params, Float[Array, "d"], Float[Array, "z"]], Float[Array, ""]]  # the last is ε
     sample: Callable[[Params, Key], Float[Array, "d"]]
     log_likelihood: Callable[[Params, Float[Array, "d"], Float[Array, "s z"]], Float[Array, ""]]
+
+
+def check_hidden(hidden: tuple[int, ...]) -> None:
+    """Raise unless these are the sizes of layers."""
+    sizes = hidden if isinstance(hidden, tuple | list) else (None,)
+    if not all(isinstance(n, int | np.integer) and not isinstance(n, bool) and n >= 1 for n in sizes):
+        raise ValueError(f"hidden must be a tuple of whole numbers of at least 1, got {hidden!r}. Write (400, 400).")
 
 
 def vae(inputs: int, hidden: tuple[int, ...], latent: int, likelihood: Likelihood = "bernoulli") -> Vae:

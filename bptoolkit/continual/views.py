@@ -9,6 +9,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from bptoolkit import trees
+from bptoolkit.continual.nesting import require_learner
 from bptoolkit.learning.learner import Learner, StreamSpec
 from bptoolkit.types import Batch, Info, Key, Memory, Params, PyTree
 
@@ -111,6 +112,7 @@ def choose_rows(mine: Bool[Array, "b"], new: PyTree, old: PyTree) -> PyTree:
 
 def require_inside(learner: Learner, name: str) -> None:
     """Raise where the learner inside looks at weights or rows that it does not see through the view."""
+    require_learner(learner)
     if learner.looks_on:
         raise ValueError(
             f"{name} must be inside of penalties and rehearsal, or they see other weights than the tasks do; got one "

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax import lax
 from jaxtyping import Array, Float, Int
@@ -195,5 +196,5 @@ def checked_optimizer(optimizer: Any) -> optax.GradientTransformation:
 def check_budget(steps: int, batch: int) -> None:
     """Raise unless there is something to do."""
     for name, value in (("steps", steps), ("batch", batch)):
-        if not isinstance(value, int) or value < 1:
+        if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
             raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}.")

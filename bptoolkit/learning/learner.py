@@ -82,6 +82,10 @@ class Learner(NamedTuple):
     looks_on: whether it looks at weights or rows beside its gradient, as penalties and rehearsal do: what gives tasks
         a view of their own has to be inside of it, not around it.
     apart: whether every task has a net of its own, so that params are those of one task only, as in `separate`.
+    ends: whether it goes by what tasks left when they ended, as penalties and rehearsal do: a curriculum that starts
+        anew with every stage, `joint`, would leave it nothing to go by.
+    logits: whether `predict` gives what the model's outputs give; False where it answers by something else, which is
+        not to be matched by them, as in `icarl`.
     """
 
     model: Model
@@ -100,6 +104,8 @@ class Learner(NamedTuple):
     alone: bool = False
     looks_on: bool = False
     apart: bool = False
+    ends: bool = False
+    logits: bool = True
 
 
 LearningRule: TypeAlias = Callable[[Model], Learner]

@@ -71,6 +71,8 @@ def test_blurring_deals_a_share_of_every_task_anew(ragged, share):
     assert (sum(strayed) > 0) == (share > 0)
     if share == 0:
         assert after == before
+    for index, count in zip(found.train.index, found.train.count, strict=True):
+        np.testing.assert_array_equal(index[count:], index[count - 1])
     for task, rows in enumerate(after):
         y = np.asarray(ragged.train.y)[rows]
         own = {int(c) for c in np.asarray(ragged.train.y)[before[task]]}
@@ -111,7 +113,7 @@ def test_rising_angles_lie_each_in_its_own_part_of_the_range():
     ("build", "sentence"),
     [
         (lambda d: online(cl.split(d, 2), 12), "rows must be in 1 … 11, the rows of the smallest task, got 12"),
-        (lambda d: online(cl.split(d, 2), 0), "rows must be in 1"),
+        (lambda d: online(cl.split(d, 2), 0), "rows must be at least 1, got 0"),
         (lambda d: online(online(cl.split(d, 2), 5), 6), "rows must be in 1 … 5, the rows of the smallest task, got 6"),
         (lambda d: blurry(cl.permuted(d, 3, "class"), 0.5), "classes that are in one task each, got 3 tasks of 6 of 6"),
         (lambda d: blurry(cl.split(d, 2), 1.5), r"share must be in \[0, 1\], got 1.5"),

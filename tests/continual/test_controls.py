@@ -80,7 +80,7 @@ def test_rows_of_other_tasks_have_no_weight_in_a_separate_net(clouds, drive):
 
 
 def test_separate_refuses_a_learner_that_trains_on_all():
-    with pytest.raises(ValueError, match="take away joint or cumulative"):
+    with pytest.raises(ValueError, match="separate trains on one task at a time, got joint"):
         cl.separate(cl.joint(learning.backprop(MODEL)))
 
 

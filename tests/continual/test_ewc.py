@@ -156,10 +156,10 @@ def test_a_traced_strength_is_the_same_number(runs):
     ("build", "sentence"),
     [
         (lambda: cl.ewc(-1.0), r"strength must be at least 0, got -1.0"),
-        (lambda: cl.ewc("big"), "strength must be a number, got 'big'"),
-        (lambda: cl.ewc(None), "strength must be a number, got None"),
+        (lambda: cl.ewc("big"), "strength must be a real number, got 'big'"),
+        (lambda: cl.ewc(None), "strength must be a real number, got None"),
         (lambda: cl.ewc(np.ones(2)), r"strength must be one number, got an array of shape \(2,\)"),
-        (lambda: cl.ewc(learning.backprop(mlp(4, 6))), r"strength must be a number, got a learner. .*ewc\(10.0\)"),
+        (lambda: cl.ewc(learning.backprop(mlp(4, 6))), r"strength must be a real number, got a learner. .*ewc\(10.0\)"),
         (lambda: cl.ewc(float("nan")), "strength must be at least 0, got nan"),
         (lambda: cl.ewc(np.float64(-2.0)), "strength must be at least 0"),
         (lambda: cl.ewc(1.0, samples=0), "samples must be at least 1, got 0"),

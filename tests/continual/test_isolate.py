@@ -287,6 +287,20 @@ def test_attention_follows_its_compensated_gradient(attended):
     np.testing.assert_array_equal(after.embeddings[0][0], memory.embeddings[0][0])
 
 
+def test_rehearsed_rows_are_seen_at_the_attention_they_are_tested_with(attended):
+    """Those of an earlier task, early in the next; the negative control: those of the next, at the step's own."""
+    driven, stages = attended
+    memory = stages[0].progress.memory._replace(current=jnp.int32(1), step=jnp.int32(1))
+    params, learner = stages[0].progress.params, driven.learner
+    for task, as_tested in ((0, True), (1, False)):
+        batch = driven.rows(task)
+        _, info, _ = jax.jit(learner.gradient)(memory, params, batch, jax.random.key(0))
+        logits, _ = learner.predict(memory, params, batch)
+        log_p = jax.nn.log_softmax(jnp.where(batch.active, logits, -1e30), 1)
+        tested = -jnp.mean(jnp.sum(batch.target * log_p, 1))
+        assert (abs(float(info.loss - tested)) < 1e-12) == as_tested
+
+
 def test_sharpness_rises_from_end_to_end(attended):
     driven, _ = attended
     memory = driven.begin().memory

@@ -381,7 +381,7 @@ def test_tests_within_tasks_change_nothing_else(clouds, recorded):
 
 @pytest.mark.parametrize("every", [0, 3, 16])
 def test_tests_within_a_task_fit_its_steps(clouds, every):
-    with pytest.raises(ValueError, match="evaluate_every must divide steps, 8, got"):
+    with pytest.raises(ValueError, match=r"evaluate_every must (divide steps, 8, got|be at least 1, got 0)"):
         experiment(clouds, evaluate_every=every)
 
 
@@ -444,8 +444,10 @@ def test_plasticity_of_a_net_that_settles_is_of_its_settled_states(clouds):
 
 
 def test_a_probe_needs_rows_and_units_to_look_at(clouds):
-    with pytest.raises(ValueError, match="probe must be 1 … 10,000 rows, or None, got 0"):
+    with pytest.raises(ValueError, match="probe must be at least 1, got 0"):
         experiment(clouds, probe=0)
+    with pytest.raises(ValueError, match="probe must be 1 … 10,000 rows, or None, got 10001"):
+        experiment(clouds, probe=10_001)
     with pytest.raises(ValueError, match="probe needs a model with hidden units, got one with none"):
         experiment(clouds, mlp(4, 6), probe=4).check()
     hidden = MODEL._replace(layers=None)
