@@ -4,7 +4,9 @@
 goes on there, bit-identical.
 """
 
+import ast
 import dataclasses
+import hashlib
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -22,6 +24,7 @@ from bptoolkit.runs.interrupt import interruptible
 from bptoolkit.runs.published import Table
 from bptoolkit.runs.record import ENVIRONMENT, UNFINISHED, read_json, write_json
 
+ROOT = Path(__file__).resolve().parent.parent
 CALIBRATION = 30  # updates timed of each task but the first
 
 
@@ -56,6 +59,8 @@ class Job(NamedTuple):
 def run_missing(wanted: Wanted) -> None:
     """Run what is missing, a group of seeds at a time."""
     size = len(jax.devices())
+    if other := others(wanted):
+        print(f"{other} seeds that are there are of another protocol or definition of the table, and are not taken.")
     jobs = [job for job in missing(wanted) for job in groups(job, size)]
     if not jobs:
         return
@@ -100,6 +105,11 @@ def not_there(wanted: Wanted, job: Job) -> Job:
     """The job with those of its seeds of which there is no result."""
     whose = identity(wanted.table, job, wanted.key)
     return job._replace(seeds=tuple(s for s in job.seeds if found(job.path(wanted.folder, s), whose) is None))
+
+
+def others(wanted: Wanted) -> int:
+    """Results that are there of what was asked for, and are not this table's as it stands now."""
+    return sum(job.path(wanted.folder, seed).is_file() for job in missing(wanted) for seed in job.seeds)
 
 
 def groups(job: Job, size: int) -> Iterator[Job]:
@@ -163,7 +173,29 @@ def identity(table: Table, job: Job, key: int) -> dict[str, Any]:
         "batch": made.batch,
         "tasks": made.stream.tasks,
         "deviations": list(table.deviations(job.method, job.scenario)),
+        "definition": table.definition,
     }
+
+
+def definition(module: str, root: Path = ROOT) -> str:
+    """A digest of the code of a table's file, and of those beside it that it imports, without what they say of it.
+
+    A rate, a strength or a size that is changed there changes it; a comment or a docstring does not.
+    """
+    trees, left = {}, [module]
+    while left:
+        name = left.pop()
+        path = root.joinpath(*name.split(".")).with_suffix(".py")
+        if name in trees or not path.is_file():
+            continue
+        trees[name] = tree = ast.parse(path.read_text("utf-8"))
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("experiments.published"):
+                left += [str(node.module), *(f"{node.module}.{alias.name}" for alias in node.names)]
+            if isinstance(node, ast.Module | ast.FunctionDef | ast.ClassDef) and ast.get_docstring(node) is not None:
+                node.body = node.body[1:]
+    code = "\n".join(f"{name} {ast.dump(tree)}" for name, tree in sorted(trees.items()))
+    return hashlib.sha256(code.encode()).hexdigest()[:16]
 
 
 def found(path: Path, wanted: dict[str, Any]) -> dict[str, Any] | None:

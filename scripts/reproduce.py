@@ -21,16 +21,18 @@ from typing import Annotated, Any, NamedTuple, TypeAlias
 import jax
 import numpy as np
 import tyro
-from published_runs import Job, Wanted, found, identity, run_missing
+from published_runs import Job, Wanted, definition, found, identity, run_missing
 from rich.console import Console
-from run import guarded, leave
+from run import Devices, guarded, leave
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the protocols lie beside this folder
 
 from bptoolkit import runs
+from bptoolkit.continual.lanes import SEEDS_MOST
 from bptoolkit.continual.streams import Scenario
 from bptoolkit.runs.devices import prepare
 from bptoolkit.runs.environment import environment, provenance
+from bptoolkit.runs.fields import Amount, Range, check_fields
 from bptoolkit.runs.published import Cell, Table, as_data, compared, from_data, paired, text_table
 from bptoolkit.runs.record import read_json, write_json
 
@@ -45,14 +47,14 @@ class Options:
     """What to run."""
 
     table: Annotated[str, tyro.conf.Positional]  # as --list names it
-    seeds: int = 5  # nets per cell, numbered from 0; 0 runs nothing
+    seeds: Annotated[int, Range(0, SEEDS_MOST)] = 5  # nets per cell, numbered from 0; 0 runs nothing
     methods: tuple[str, ...] = ()  # rows; all that can be run if left out
     columns: tuple[str, ...] = ()  # all if left out
-    key: int = 0  # of all randomness
+    key: Annotated[int, Range(0)] = 0  # of all randomness
     runs: Path = Path("runs/published")  # where each seed's result is kept
     out: Path | None = RESULTS  # where the comparison goes
-    devices: int | None = None  # CPU devices; one per core if left out
-    limit: float | None = None  # minutes after which no further seeds are begun
+    devices: Devices | None = None  # CPU devices; one per core if left out
+    limit: Amount | None = None  # minutes after which no further seeds are begun
     again: bool = False  # start anew the seeds that were broken off; those that have ended stay
     new: bool = False  # leave out the seeds that the comparison in --out has: to add to those of another machine
 
@@ -99,11 +101,12 @@ def tables() -> tuple[str, ...]:
 
 
 def load(name: str, known: tuple[str, ...]) -> Table:
-    """The TABLE of a file."""
+    """The TABLE of a file, with the definition that its results belong to."""
     if name not in known:
         near = difflib.get_close_matches(name, known, n=3, cutoff=0.3) or list(known)
         raise ValueError(f"There is no table {name!r}. Nearest: {', '.join(near)}. See --list.")
-    return importlib.import_module(f"experiments.published.{name.replace('/', '.')}").TABLE
+    module = f"experiments.published.{name.replace('/', '.')}"
+    return importlib.import_module(module).TABLE._replace(definition=definition(module))
 
 
 def check(options: Options, table: Table) -> None:
@@ -111,10 +114,7 @@ def check(options: Options, table: Table) -> None:
     for kind, asked, known in (("row", options.methods, table.published), ("column", options.columns, table.columns)):
         if strange := [name for name in asked if name not in known]:
             raise ValueError(f"The table has no {kind} {strange[0]!r}; it has {', '.join(known)}.")
-    if options.seeds < 0:
-        raise ValueError(f"--seeds must be at least 0, got {options.seeds}.")
-    if options.devices is not None and options.devices < 1:
-        raise ValueError(f"--devices must be at least 1, got {options.devices}. Leave it out for one a core.")
+    check_fields(options)
     for name, folder in (("--out", options.out), ("--runs", options.runs)):
         if folder is not None and (bad := next((p for p in (folder, *folder.parents) if p.is_file()), None)):
             raise ValueError(f"{name} must be a folder, and {bad} is a file.")
@@ -181,7 +181,10 @@ def places(table: Table) -> list[Place]:
 def file_of(options: Options) -> tuple[Path | None, dict[str, Any]]:
     """Where the comparison goes, and what is there already."""
     path = None if options.out is None else options.out / f"{slug(options.table)}.json"
-    return path, read_json(path) if path is not None and path.is_file() else {}
+    held = read_json(path) if path is not None and path.is_file() else {}
+    if held and not {"title", "cells", "made"} <= held.keys():
+        raise ValueError(f"{path} must be a comparison, as this command leaves it, got another JSON. Name --out anew.")
+    return path, held
 
 
 def scenario_of(table: Table, place: Place) -> tuple[str, Scenario]:

@@ -51,6 +51,7 @@ class Table(NamedTuple):
     seeds: behind each published figure that has no standard error.
     weight: of a method, how many times the updates of plain training it costs, for estimates.
     peer: the table, "paper/table", whose runs of the same seeds stand in place of published figures.
+    definition: a digest of what defines the experiments; results of another one are not taken for this table's.
     """
 
     title: str
@@ -64,6 +65,7 @@ class Table(NamedTuple):
     unit: float = 1.0
     seeds: int = 1
     peer: str = ""
+    definition: str = ""
 
 
 class Cell(NamedTuple):

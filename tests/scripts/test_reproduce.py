@@ -300,6 +300,44 @@ def test_a_result_of_another_budget_is_not_taken_for_it(command):
     assert " 0       -" in text
 
 
+def test_a_result_of_another_definition_is_not_taken_for_it(command):
+    """Of the same budget, but made by other numbers: said, and made anew; a seed broken off is not gone on with."""
+    command.begun(1)
+    command.table[0] = small()._replace(definition="other")
+    code, text, made = command("--seeds", "1", "--methods", "None")
+    assert (code, made) == (0, [(0,)])
+    assert "1 seeds that are there are of another protocol or definition of the table, and are not taken." in text
+    assert command("--seeds", "1", "--methods", "None")[2] == []
+
+
+def test_a_definition_follows_the_numbers_and_not_the_words(published_runs, tmp_path):
+    """Those of a table's own file, and of one that it shares."""
+    folder = tmp_path / "experiments" / "published"
+    (folder / "one").mkdir(parents=True)
+    own, shared = folder / "one" / "table.py", folder / "shared.py"
+    mine = '"""Words."""\nfrom experiments.published.shared import net\nRATE = 0.1\n'
+    texts = {own: mine, shared: "net = 400  # units\n"}
+
+    def digest(**changes):
+        for path, text in texts.items():
+            path.write_text(changes.get(path.stem, lambda text: text)(text))
+        return published_runs.definition("experiments.published.one.table", tmp_path)
+
+    first, put = digest(), lambda old, new: lambda text: text.replace(old, new)
+    assert digest(table=put("Words", "Others"), shared=put("units", "")) == first
+    assert digest(table=put("0.1", "0.2")) != first
+    assert digest(shared=put("400", "401")) != first
+
+
+def test_another_json_is_not_taken_for_a_comparison(command):
+    out = command.folder / "out" / "nobody2026-small.json"
+    out.parent.mkdir()
+    out.write_text(json.dumps({"title": "Small"}))
+    code, text, _ = command("--seeds", "0")
+    assert code == 2
+    assert "must be a comparison, as this command leaves it, got another JSON" in text
+
+
 def test_a_table_that_nobody_has_published_is_held_against_its_peer_seed_by_seed(command, reproduce, monkeypatch):
     """Here the same table, for which nothing was run anew: no difference on the seeds that both have."""
     command.begun(2)
@@ -350,8 +388,12 @@ def test_bad_words_are_refused(command):
     for arguments, sentence in (
         (("--methods", "Magic"), "no row 'Magic'"),
         (("--columns", "Magic"), "no column 'Magic'"),
-        (("--seeds", "-1"), "--seeds must be at least 0"),
-        (("--devices", "0"), "--devices must be at least 1"),
+        (("--seeds", "-1"), "seeds must be a whole number of at least 0"),
+        (("--seeds", "4294967297"), "seeds must be a whole number of at most 100000"),
+        (("--devices", "0"), "devices must be a whole number of at least 1"),
+        (("--devices", "1000000"), "devices must be a whole number of at most 1024"),
+        (("--limit", "nan"), "limit must be a finite number of at least 0"),
+        (("--limit", "-5"), "limit must be a finite number of at least 0"),
         (("--out", __file__), "--out must be a folder"),
     ):
         code, text, _ = command(*arguments)
