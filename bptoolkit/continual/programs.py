@@ -60,8 +60,6 @@ class Programs:
         given = place((lanes.keys, lanes.hyper), self.mesh, SEED)
         self.start = self._compile(partial(_start, experiment), 2, given, stack=False)
         self.lanes, self.first = self.start(*given)
-        indices = self.lanes.indices
-        _check_rows(*fetch((indices.train.count, indices.test.count)), lanes)
         own = (self.lanes, self.first)
         self.train = self._compile(partial(_train, experiment, chunk, layout), 2, (*own, self.data, task, number))
         self.close = self._compile(partial(_close, experiment, layout), 2, (*own, self.data, task))
@@ -94,18 +92,6 @@ def _start(experiment: Experiment, key: Key, hyper: Hyper) -> tuple[Lane, Progre
     memory = learner.init(params, described, memory_key)
     lane = Lane(experiment.stream.draw(draw_key), hyper, train_key)
     return lane, Progress(params, optimizer.init(params), memory)
-
-
-def _check_rows(train: Int[Array, "nets tasks"], test: Int[Array, "nets tasks"], lanes: Lanes) -> None:
-    """Raise where a task was dealt no rows, to train on or to test with."""
-    for name, counts in (("training", train), ("test", test)):
-        empty = np.argwhere(np.asarray(counts) < 1)
-        if len(empty):
-            lane, task = map(int, empty[0])
-            raise ValueError(
-                f"Every task must have {name} rows, got none in task {task + 1} of seed "
-                f"{lanes.seeds[lane % len(lanes.seeds)]}. Mend the stream's draw, or take fewer tasks."
-            )
 
 
 def _train(experiment: Experiment, chunk: int, layout: Layout, lane: Lane, progress: Progress, data, task, first):
@@ -213,6 +199,19 @@ def numbers_read(experiment: Experiment) -> set[str]:
     jax.eval_shape(partial(_close, watched, layout), *own, data, task)
     jax.eval_shape(partial(_evaluate, watched, layout), *own, data)
     return read
+
+
+def check_rows(indices: Indices, lanes: Lanes) -> None:
+    """Raise where a task was dealt no rows, to train on or to test with."""
+    counts = fetch((indices.train.count, indices.test.count))
+    for name, count in zip(("training", "test"), counts, strict=True):
+        empty = np.argwhere(np.asarray(count) < 1)
+        if len(empty):
+            lane, task = map(int, empty[0])
+            raise ValueError(
+                f"Every task must have {name} rows, got none in task {task + 1} of seed "
+                f"{lanes.seeds[lane % len(lanes.seeds)]}. Mend the stream's draw, or take fewer tasks."
+            )
 
 
 class _Noted(Mapping):

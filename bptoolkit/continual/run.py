@@ -17,7 +17,7 @@ from bptoolkit.continual.diagnose import Findings
 from bptoolkit.continual.experiment import Cost, Experiment, Result
 from bptoolkit.continual.lanes import Grid, Lanes, filled, make_lanes
 from bptoolkit.continual.layout import Layout, choose_layout, fetch
-from bptoolkit.continual.programs import Programs, weights_of
+from bptoolkit.continual.programs import Programs, check_rows, weights_of
 from bptoolkit.continual.walk import Moment, RunState, Walk, read, taken_up, updates_a_call
 from bptoolkit.learning.fit import Curves
 from bptoolkit.types import Key, Params
@@ -103,7 +103,11 @@ def run_grid(
     chunk = updates_a_call(experiment.steps, experiment.evaluate_every or 1)
     programs = Programs(experiment, chunk, layout, lanes)
     walk = Walk(experiment, programs, learner.curriculum, chunk, lanes.used, on_progress)
-    state = walk.start() if state is None else taken_up(state, programs, lanes.used)
+    if state is None:
+        state = walk.start()
+        check_rows(programs.lanes.indices, lanes)  # read after a test has run: a start without memory would never end
+    else:
+        state = taken_up(state, programs, lanes.used)
     for _ in range(len(state.curves), experiment.stream.tasks):
         state = walk.stage(state)
         if on_task is not None:
