@@ -194,7 +194,7 @@ def definition(module: str, root: Path = ROOT) -> str:
                 left += [str(node.module), *(f"{node.module}.{alias.name}" for alias in node.names)]
             if isinstance(node, ast.Module | ast.FunctionDef | ast.ClassDef) and ast.get_docstring(node) is not None:
                 node.body = node.body[1:]
-    code = "\n".join(f"{name} {ast.dump(tree)}" for name, tree in sorted(trees.items()))
+    code = "\n".join(f"{name} {ast.unparse(tree)}" for name, tree in sorted(trees.items()))
     return hashlib.sha256(code.encode()).hexdigest()[:16]
 
 
