@@ -27,7 +27,7 @@ def online(stream: Stream, rows: int) -> Stream:
     """
     check_whole(rows=rows)
     least = min(_least_rows(stream), stream.rows_max)
-    if not 1 <= rows <= least:
+    if rows > least:
         raise ValueError(f"rows must be in 1 … {least}, the rows of the smallest task, got {rows}.")
 
     def draw(key: Key) -> Indices:

@@ -103,7 +103,7 @@ def held_out(stream: Stream, every: int = 10, tasks: int | None = None) -> Strea
     """
     kept = stream.tasks if tasks is None else tasks
     check_whole(every=every, tasks=tasks)
-    if not 1 <= kept <= stream.tasks:
+    if kept > stream.tasks:
         raise ValueError(f"tasks must be in 1 … {stream.tasks}, those of the stream, got {tasks}.")
     if not FEWEST <= every <= stream.rows_max:
         raise ValueError(f"every must be in {FEWEST} … {stream.rows_max}, the rows of the largest task, got {every}.")

@@ -51,7 +51,7 @@ def convert_strength(
     check_whole(rows=rows)
     for convention in (source, target):
         check_whole(batch=convention.batch)
-        if not 1 <= convention.batch <= rows:
+        if convention.batch > rows:
             raise ValueError(f"batch must be in 1 … rows = {rows}, got {convention.batch}.")
     return strength * (_size(source, rows) / _size(target, rows))
 

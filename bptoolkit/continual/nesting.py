@@ -25,6 +25,11 @@ __all__ = [
     "seen_in",
 ]
 
+STARTS_ANEW = (
+    "{0} starts anew with every stage, so a strategy that goes by what earlier tasks left (a penalty, rehearsal, "
+    "distillation) would do nothing.\nWrite {0}(rule), or cumulative, which goes on."
+)
+
 
 def around(
     learner: Learner,
@@ -48,8 +53,8 @@ def around(
     """
     require_learner(learner)
     ends = end_task is not None if ends is None else ends
-    if ends:
-        _require_going_on(learner.curriculum.fresh)
+    if ends and learner.curriculum.fresh:
+        raise ValueError(STARTS_ANEW.format("joint"))
     view, free = learner.view, learner.free
 
     def after_inside(memory: Any, before: Params, after: Params, opt_state, batch: Batch, key: Key):
@@ -212,15 +217,7 @@ def require_kept(learner: Learner, name: str) -> None:
     """Raise where what is inside would lose what it goes by, since every stage starts anew."""
     require_learner(learner)
     if learner.ends:
-        _require_going_on(True, name)
-
-
-def _require_going_on(fresh: bool, name: str = "joint") -> None:
-    if fresh:
-        raise ValueError(
-            f"{name} starts anew with every stage, so a strategy that goes by what earlier tasks left (a penalty, "
-            f"rehearsal, distillation) would do nothing.\nWrite {name}(rule), or cumulative, which goes on."
-        )
+        raise ValueError(STARTS_ANEW.format(name))
 
 
 def require_logits(learner: Learner, name: str) -> None:

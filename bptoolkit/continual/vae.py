@@ -14,9 +14,9 @@ from typing import Literal, NamedTuple, TypeAlias, get_args
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float
 
+from bptoolkit.continual.strengths import check_whole
 from bptoolkit.models import mlp
 from bptoolkit.types import Key, Params
 
@@ -38,9 +38,10 @@ class Vae(NamedTuple):
 
 def check_hidden(hidden: tuple[int, ...]) -> None:
     """Raise unless these are the sizes of layers."""
-    sizes = hidden if isinstance(hidden, tuple | list) else (None,)
-    if not all(isinstance(n, int | np.integer) and not isinstance(n, bool) and n >= 1 for n in sizes):
-        raise ValueError(f"hidden must be a tuple of whole numbers of at least 1, got {hidden!r}. Write (400, 400).")
+    if not isinstance(hidden, tuple | list):
+        raise ValueError(f"hidden must be a tuple of whole numbers, got {hidden!r}. Write (400, 400).")
+    for units in hidden:
+        check_whole(hidden=units)
 
 
 def vae(inputs: int, hidden: tuple[int, ...], latent: int, likelihood: Likelihood = "bernoulli") -> Vae:
