@@ -14,7 +14,17 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, Inexact
 
 from bptoolkit import trees
-from bptoolkit.fixed_point.solve import Solution, Status, Stop, certified, check_counts, norm, settled_dtypes, solve
+from bptoolkit.fixed_point.solve import (
+    Solution,
+    Status,
+    Stop,
+    certified,
+    check_counts,
+    check_stop,
+    norm,
+    settled_dtypes,
+    solve,
+)
 from bptoolkit.fixed_point.solvers import Solver, damped, picard, settled_solver
 from bptoolkit.types import Memory, State
 
@@ -63,17 +73,19 @@ def almeida_pineda(
         stop, every, compact: as for `solve`; max_steps counts products.
 
     Raises:
-        ValueError: something else than a solver; every or compact below 1.
+        ValueError: something else than a solver or a `Stop`; every or compact below 1.
 
     Reference: Almeida (1987), IEEE ICNN; Pineda (1987), Physical Review Letters 59.
     """
     check_counts(every, compact)
+    check_stop(stop)
     solver = settled_solver(solver)
 
     def adjoint(matvec: Matvec, g: State, *, start: State | None = None, factors: Memory = None) -> Solution:
         del factors
         step = lambda v: trees.add(matvec(v), g)
-        return solve(step, g if start is None else start, solver, stop, every=every, compact=compact)
+        begun = g if start is None else trees.choose(norm(g) == 0, g, start)  # λ = 0 is exact where g is
+        return solve(step, begun, solver, stop, every=every, compact=compact)
 
     return adjoint
 

@@ -12,7 +12,7 @@ from bptoolkit import trees
 from bptoolkit.fixed_point.adjoints import SMALL, Adjoint, Matvec, dense
 from bptoolkit.fixed_point.batch import if_anyone
 from bptoolkit.fixed_point.krylov import bicgstab, gmres
-from bptoolkit.fixed_point.solve import Solution, Status, Stop, solve
+from bptoolkit.fixed_point.solve import Solution, Status, Stop, check_stop, solve
 from bptoolkit.fixed_point.solvers import anderson, picard
 from bptoolkit.types import Memory, State
 
@@ -31,6 +31,7 @@ def settle(f: Callable[[State], State], z0: State, stop: Stop = Stop(), *, compa
     Args:
         f, z0, stop, compact: as for `solve`; max_steps counts the steps of both.
     """
+    check_stop(stop)
     few = stop._replace(max_steps=jnp.minimum(stop.max_steps, TRIES))
     plain = solve(f, z0, picard(), few, every=EVERY, compact=compact)
     plain = plain._replace(memory=None)
@@ -52,6 +53,7 @@ def exact(stop: Stop = Stop()) -> Adjoint:
     Args:
         stop: as for `solve`; max_steps counts products, of each of the two.
     """
+    check_stop(stop)
 
     def adjoint(matvec: Matvec, g: State, *, start: State | None = None, factors: Memory = None) -> Solution:
         if sum(leaf.size for leaf in jax.tree.leaves(g)) <= SMALL:

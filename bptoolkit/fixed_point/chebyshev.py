@@ -42,7 +42,7 @@ def chebyshev(low: Float[Array, ""] | float | None = None, high: Float[Array, ""
     polynomials of degree k allow, an eigenvalue lies outside, at ρ cosh(arccosh(‖r_k‖/‖r_0‖ · T_k(1/ρ))/k).
 
     For symmetric networks (`hopfield_cell`) and others with real eigenvalues.  Complex ones outside the ellipse with
-    foci ±ρ grow: the status then says DIVERGED.
+    foci ±ρ grow: the status then says DIVERGED, or MAX_STEPS where f itself keeps the state bounded, as tanh does.
 
     Args:
         low, high: both or none; may be traced.

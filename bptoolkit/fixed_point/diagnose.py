@@ -14,14 +14,13 @@ from typing import Any, NamedTuple, TypeAlias
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from jax import lax
 from jaxtyping import Array, Bool, Float
 
 from bptoolkit import trees
 from bptoolkit.fixed_point.relax import Map, Relaxation, implicit, value_and_grad
-from bptoolkit.fixed_point.solve import Solution, Status, Stop, norm, settled_dtypes
-from bptoolkit.fixed_point.solvers import Solver, picard
+from bptoolkit.fixed_point.solve import Solution, Status, Stop, check_extra, norm, settled_dtypes
+from bptoolkit.fixed_point.solvers import Solver, settled_solver
 from bptoolkit.fixed_point.stability import Spectrum, coordinates, largest_dt, linearised, ritz, spectrum
 from bptoolkit.types import Key, PyTree, State
 
@@ -158,7 +157,8 @@ def residual_history(
         solver: `picard()` if left out.
         extra: further keyword arguments for `solver.update`.
     """
-    solver = optax.with_extra_args_support(picard() if solver is None else solver)
+    check_extra(extra)
+    solver = settled_solver(solver)
     step = lambda z: f(args, z)
 
     def walk(path, _):

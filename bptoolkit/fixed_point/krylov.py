@@ -31,6 +31,7 @@ from bptoolkit.fixed_point.solve import (
     Solution,
     Status,
     Stop,
+    check_stop,
     first_that_holds,
     norm,
     settled_dtypes,
@@ -192,6 +193,7 @@ def _adjoint(begin: Callable, step: Callable, products: int, stop: Stop) -> Adjo
 
     The scale keeps squares within float32 and products within float16, whatever the size of g.
     """
+    check_stop(stop)
 
     def adjoint(matvec: Matvec, g: State, *, start: State | None = None, factors: Memory = None) -> Solution:
         del factors

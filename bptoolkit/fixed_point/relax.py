@@ -23,7 +23,17 @@ from bptoolkit.fixed_point import automatic
 from bptoolkit.fixed_point.adjoints import Adjoint, Biased, check_adjoint
 from bptoolkit.fixed_point.failure import Policy, adjoint_or, at_finite, check_policy, settled_or
 from bptoolkit.fixed_point.precision import settled_narrowly
-from bptoolkit.fixed_point.solve import Solution, Status, Stop, as_arrays, check_counts, check_map, norm, solve
+from bptoolkit.fixed_point.solve import (
+    Solution,
+    Status,
+    Stop,
+    as_arrays,
+    check_counts,
+    check_map,
+    check_stop,
+    norm,
+    solve,
+)
 from bptoolkit.fixed_point.solvers import Solver, settled_solver
 from bptoolkit.fixed_point.stability import coordinates
 from bptoolkit.types import Memory, PyTree, State
@@ -97,6 +107,7 @@ def implicit(
     """
     check_policy(on_failure)
     check_counts(every, compact)
+    check_stop(stop)
     settled_solver(solver)
     usual, adjoint = stop, automatic.exact() if adjoint is None else adjoint
     check_adjoint("adjoint", adjoint)
@@ -105,6 +116,7 @@ def implicit(
         f: Map, args: PyTree, z0: State, *, stop: Stop | None = None, start: State = None, probe=None, extra=None
     ) -> Solution:
         stop = usual if stop is None else stop
+        check_stop(stop)
         check_map(lambda z: f(args, z), z0)
         z0 = as_arrays(z0)
         ravel = _ravel_of(z0)

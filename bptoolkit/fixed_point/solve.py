@@ -23,7 +23,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from bptoolkit import trees
-from bptoolkit.fixed_point.batch import anyone, masking, shared
+from bptoolkit.fixed_point.batch import anyone, if_anyone, masking, shared
 from bptoolkit.fixed_point.compact import until_all_end
 from bptoolkit.fixed_point.solvers import Solver, picard, settled_solver
 from bptoolkit.types import Memory, State
@@ -45,7 +45,7 @@ class Stop(NamedTuple):
 
     rtol: bound on the estimated relative error; None takes what the dtype can honour (float32 1e-4, float64 1e-8).
     atol: absolute bound, added; needed only where the fixed point may be zero.
-    max_steps: updates allowed; f is evaluated once more than that.
+    max_steps: updates allowed; f is evaluated once more than that, and twice more from a start at rounding.
     """
 
     rtol: float | Float[Array, ""] | None = None
@@ -138,9 +138,10 @@ def solve(
 
     Raises:
         ValueError: f returns other shapes or dtypes than it was given; every or compact below 1; something else than
-            a solver; a negative tolerance.
+            a solver; something else than a `Stop`, a negative tolerance, or either given beside `stop`.
     """
     check_counts(every, compact)
+    check_extra(extra)
     solver = settled_solver(solver)
     check_map(f, z0)
     z0 = as_arrays(z0)
@@ -153,7 +154,7 @@ def solve(
         judged, before = new._replace(memory=None), path._replace(memory=None)
         return trees.choose(live, judged, before)._replace(memory=new.memory)
 
-    path = begin(f, z0, solver, rule)
+    path = known_at_once(f, begin(f, z0, solver, rule), rule)
     running = lambda path: path.status == RUNNING
     if compact is None:
         return report(until_the_last_ends(go_on, running, path, rule, every))
@@ -192,6 +193,29 @@ def begin(f: Callable[[State], State], z0: State, solver: Solver, stop: "Rule") 
     return Path(z0, r, solver.init(z0), none, size, size, reach, one, zero, zero, none, none, none, status)
 
 
+def known_at_once(f: Callable[[State], State], path: Path, stop: "Rule") -> Path:
+    """The path, CONVERGED where it starts at the level of rounding and its error is within the tolerance.
+
+    Where a state is settled already, as in warm starts, a step moves it by rounding, and r changes by rounding: they
+    say nothing of each other.  One evaluation at a distance of √eps ‖z‖, along r, says ‖Δz‖/‖Δr‖ instead.
+    """
+    near = (path.status == RUNNING) & (path.size <= _level(path.z) * norm(path.z))
+
+    def probed(path: Path) -> Path:
+        tiny = jnp.finfo(path.size.dtype).tiny
+        length = float(_coarsest(path.z).eps) ** 0.5 * norm(path.z) / jnp.maximum(path.size, tiny)
+        wide = lambda x: x if jnp.iscomplexobj(x) else x.astype(_real(x))  # r and the length are far apart
+        far = lambda r: (wide(r) * length.astype(wide(r).dtype)).astype(r.dtype)
+        there = jax.tree.map(lambda z, r: z + far(r), path.z, path.r)
+        moved = norm(trees.subtract(there, path.z))
+        change = norm(trees.subtract(trees.subtract(there, f(there)), path.r))
+        factor = jnp.where(near, jnp.maximum(moved / jnp.maximum(change, tiny), 1), path.factor)
+        close = near & (path.size * factor <= stop.atol + stop.rtol * norm(path.z))
+        return path._replace(factor=factor, status=jnp.where(close, jnp.int32(Status.CONVERGED), path.status))
+
+    return if_anyone(near, probed, path._replace(memory=None))._replace(memory=path.memory)
+
+
 def advance(f, update: Callable, stop: "Rule", path: Path, silent: int | Int[Array, ""] = 0) -> Path:
     """`silent` updates, then one that is judged; each with one evaluation of f."""
 
@@ -222,7 +246,7 @@ def _judged(path: Path, z: State, r: State, before: State, update: State, memory
     to_come = moved * rate / jnp.maximum(1 - rate, CLOSEST)  # the sum of all further steps, if they shrink at this rate
     secant = jnp.maximum(moved / jnp.maximum(change, tiny), fade * path.secant)
     factor = reduce(jnp.maximum, (secant, to_come / jnp.maximum(size, tiny), FADE**several * path.factor))
-    at_rounding = size <= 128 * eps * scale
+    at_rounding = size <= _level(z) * scale
 
     turning = jnp.where((turn <= eps**0.5 * size) & ~at_rounding, path.turning + 1, 0)
     still = jnp.where((change <= 4 * eps * scale) & (moved > 1e3 * eps * scale), path.still + 1, 0)
@@ -291,12 +315,37 @@ class Rule(NamedTuple):
 
 def settled_dtypes(stop: Stop, z: State) -> Rule:
     """The same rule in fixed dtypes, so that another value never means another program."""
-    for name, bound in (("rtol", stop.rtol), ("atol", stop.atol)):
-        if isinstance(bound, int | float) and not bound >= 0:
-            raise ValueError(f"{name} must be at least 0, got {bound}. Leave rtol out for what the dtype can honour.")
+    check_stop(stop)
     dtype = _judge(z)
     rtol = _honoured(z) if stop.rtol is None else stop.rtol
     return Rule(jnp.asarray(rtol, dtype), jnp.asarray(stop.atol, dtype), jnp.asarray(stop.max_steps, jnp.int32))
+
+
+def check_stop(stop: Stop) -> None:
+    """Raise unless it is a `Stop` whose written numbers can end a relaxation."""
+    if not isinstance(stop, Stop):
+        raise ValueError(f"stop must be a Stop, got {stop!r}. Write for example Stop(rtol=1e-5, max_steps=500).")
+    for name, bound in zip(Stop._fields, stop, strict=True):
+        if bound is None and name == "rtol":
+            continue
+        if isinstance(bound, str) or (not hasattr(bound, "__array__") and not isinstance(bound, int | float)):
+            raise ValueError(f"{name} must be a number, got {bound!r}.")
+        if jnp.shape(bound) != ():
+            raise ValueError(f"{name} must be one number, got shape {jnp.shape(bound)}. For one each, vmap over it.")
+        if isinstance(bound, jax.core.Tracer):
+            continue
+        if not bound >= 0:
+            raise ValueError(f"{name} must be at least 0, got {bound}. Leave rtol out for what the dtype can honour.")
+        if name == "max_steps" and (isinstance(bound, bool) or float(bound) not in range(2**31)):
+            raise ValueError(f"max_steps must be a whole number below 2³¹, got {bound}.")
+
+
+def check_extra(extra: dict) -> None:
+    """Raise where what belongs into `stop` stands beside it: solvers pass over arguments that they do not know."""
+    for name in (*Stop._fields, "tol"):
+        if name in extra:
+            told = "rtol" if name == "tol" else name
+            raise ValueError(f"{name} belongs into stop, got it beside. Write stop=Stop({told}={extra[name]!r}).")
 
 
 def check_counts(every: int, compact: int | None) -> None:
@@ -349,6 +398,12 @@ def _judge(z: State) -> jnp.dtype:
 
 def _coarsest(z: State):
     return max((jnp.finfo(jnp.result_type(x)) for x in jax.tree.leaves(z)), key=lambda info: info.eps)
+
+
+def _level(z: State) -> float:
+    """The relative residual from which on rounding has its part; below one hundredth, or eight units of rounding."""
+    eps = float(_coarsest(z).eps)
+    return min(128 * eps, max(8 * eps, 0.01))
 
 
 def _honoured(z: State) -> float:

@@ -9,10 +9,15 @@ import pytest
 from bptoolkit.fixed_point import (
     Status,
     Stop,
+    almeida_pineda,
     anderson,
+    bicgstab,
     broyden,
+    cg_normal,
     chebyshev,
     damped,
+    exact,
+    gmres,
     implicit,
     picard,
     relaxation,
@@ -283,3 +288,76 @@ def test_memory_does_not_grow_with_the_steps_allowed(network):
 def test_bad_input_gets_a_sentence(call, sentence):
     with pytest.raises(ValueError, match=sentence):
         call()
+
+
+SETTLED = ("picard", "anderson", "relaxation, automatic", None)
+
+
+@pytest.mark.parametrize("name", SETTLED)
+def test_a_state_that_is_settled_already_is_found_so_at_once(name):
+    """To float32's rounding: 64 rows, again and again from where they ended, in a few steps and then in one at most."""
+    w = 0.9 * jnp.linalg.qr(jax.random.normal(jax.random.key(0), (12, 12)))[0].astype(jnp.float32)
+    inputs = jax.random.normal(jax.random.key(1), (64, 12), jnp.float32)
+    relax = implicit(None if name is None else solvers.EXAMPLES[name])
+    settled = jax.jit(jax.vmap(lambda x, z: relax(lambda x, z: jnp.tanh(w @ z + x), x, z)._replace(memory=None)))
+    one, steps = settled(inputs, jnp.zeros_like(inputs)), []
+    for _ in range(20):
+        one = settled(inputs, one.value)
+        assert (one.status == Status.CONVERGED).all()
+        steps.append(int(one.steps.max()))
+    assert steps[0] <= 4
+    assert steps[-1] <= 1
+    assert (one.error <= 1e-4 * jnp.linalg.norm(one.value, axis=1)).all()
+
+
+@pytest.mark.parametrize("pull", [1e-7, 1e-6, 1e-5])
+def test_a_start_that_hardly_moves_is_not_taken_for_settled(pull):
+    """z ↦ z − pull (z − 5) from z = 1: a residual at rounding, and an error of four times the state."""
+    z0 = jnp.ones(6, jnp.float32)
+    solution = solve(lambda z: z - jnp.float32(pull) * (z - 5), z0, stop=Stop(max_steps=200))
+    assert solution.residual <= 128 * jnp.finfo(jnp.float32).eps * jnp.linalg.norm(solution.value) or pull == 1e-5
+    assert solution.status != Status.CONVERGED
+
+
+def test_half_precision_tells_cycles_and_divergence_as_single_does():
+    """A residual as large as the state is none of rounding, however few digits there are."""
+    for dtype in (jnp.float32, jnp.bfloat16, jnp.float16):
+        turned = solve(lambda z: -z + 10, jnp.full(2, 4, dtype))
+        assert (turned.status, turned.steps) == (Status.CYCLE, 8)
+    grown = [solve(lambda z: 2 * z + 1, jnp.ones(2, dtype)).status for dtype in (jnp.float32, jnp.bfloat16)]
+    assert grown == [Status.DIVERGED] * 2
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"stop": 1e-5}, "stop must be a Stop, got 1e-05"),
+        ({"stop": Stop(rtol="small")}, "rtol must be a number, got 'small'"),
+        ({"stop": Stop(rtol=jnp.ones(2))}, r"rtol must be one number, got shape \(2,\)"),
+        ({"stop": Stop(rtol=jnp.float32(-1))}, "rtol must be at least 0, got -1"),
+        ({"stop": Stop(atol=float("nan"))}, "atol must be at least 0, got nan"),
+        ({"stop": Stop(max_steps=-1)}, "max_steps must be at least 0, got -1"),
+        ({"stop": Stop(max_steps=2.7)}, "max_steps must be a whole number below 2³¹, got 2.7"),
+        ({"stop": Stop(max_steps=float("inf"))}, "max_steps must be a whole number below 2³¹, got inf"),
+        ({"stop": Stop(max_steps=None)}, "max_steps must be a number, got None"),
+        ({"rtol": 1e-12}, r"rtol belongs into stop, got it beside. Write stop=Stop\(rtol=1e-12\)"),
+        ({"tol": 1e-12}, r"tol belongs into stop, got it beside. Write stop=Stop\(rtol=1e-12\)"),
+        ({"max_steps": 5}, "max_steps belongs into stop"),
+    ],
+)
+def test_what_cannot_end_a_relaxation_is_refused(options, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        solve(lambda z: 0.5 * jnp.cos(z), jnp.zeros(3), **options)
+
+
+@pytest.mark.parametrize("make", [almeida_pineda, bicgstab, gmres, cg_normal, exact, implicit])
+def test_what_is_no_stop_is_refused_where_it_is_given(make):
+    with pytest.raises(ValueError, match=r"stop must be a Stop, got 0\.001"):
+        make(stop=1e-3)
+
+
+def test_no_error_has_the_adjoint_state_zero_from_any_start():
+    """λ = Jᵀλ + 0."""
+    solution = almeida_pineda()(lambda v: 0.9 * v, jnp.zeros(12), start=jnp.ones(12))
+    assert (solution.status, solution.steps) == (Status.CONVERGED, 0)
+    assert (solution.value == 0).all()
