@@ -22,18 +22,21 @@ __all__ = [
     "add",
     "draw",
     "draw_in_epochs",
+    "held",
     "keep",
     "new_buffer",
     "new_reservoir",
+    "nth",
     "of_each_class",
     "of_task",
+    "packed",
     "some",
     "weigh",
 ]
 
 
 class Buffer(NamedTuple):
-    """Stored rows, (tasks, places, …); weight 0 where nothing is stored."""
+    """Stored rows, (tasks, places, …), those of each task in its first places; weight 0 where nothing is stored."""
 
     inner: Memory
     rows: Batch
@@ -63,15 +66,14 @@ def new_reservoir(spec: StreamSpec, capacity: int, beside: PyTree = ()) -> Reser
 
 def keep(buffer: Buffer, task: Task, rows: Batch, key: Key) -> Buffer:
     """The buffer with the rows of a task that has ended."""
-    stored = jax.tree.map(lambda all, new: all.at[task.number].set(new), buffer.rows, rows)
+    stored = jax.tree.map(lambda all, new: all.at[task.number].set(new), buffer.rows, packed(rows))
     return Buffer(buffer.inner, stored, buffer.tasks + 1, jnp.int32(0), jax.random.bits(key, (), jnp.uint32))
 
 
 def draw(buffer: Buffer, key: Key, rows: int) -> Batch:
     """Rows drawn with replacement from what is stored of the tasks so far; weight 0 before the first is."""
-    places = buffer.rows.weight.shape[1]
-    drawn = jax.random.randint(key, (rows,), 0, jnp.maximum(buffer.tasks, 1) * places, jnp.int32)
-    return jax.tree.map(lambda leaf: leaf[drawn // places, drawn % places], buffer.rows)
+    drawn = jax.random.randint(key, (rows,), 0, jnp.maximum(jnp.sum(held(buffer.rows), dtype=jnp.int32), 1), jnp.int32)
+    return nth(buffer.rows, drawn)
 
 
 def draw_in_epochs(buffer: Buffer, rows: int, per_task: bool) -> Batch:
@@ -81,22 +83,48 @@ def draw_in_epochs(buffer: Buffer, rows: int, per_task: bool) -> Batch:
     weight 0.
     """
     tasks, places = buffer.rows.weight.shape
-    behind = jnp.maximum(buffer.tasks, 1)
+    behind, stored = jnp.maximum(buffer.tasks, 1), held(buffer.rows)
     total = max(m * -(-rows // m) for m in range(1, max(tasks, 2))) if per_task else rows
     share = -(-rows // behind) if per_task else jnp.int32(rows)
-    size = jnp.int32(places) if per_task else behind * places
 
     i = jnp.arange(total, dtype=jnp.int32)
-    group, steps = i // share, jnp.maximum(size // share, 1)
+    group = i // share
+    size = jnp.maximum(
+        stored[jnp.minimum(group, tasks - 1)] if per_task else jnp.sum(stored, dtype=jnp.int32), 1
+    ) + jnp.zeros_like(i)
+    steps = jnp.maximum(size // share, 1)
     place = i % share + (buffer.step % steps) * share
     counts = (place < size) & (group < behind if per_task else group < 1)
-    of_group = lambda g: jax.random.fold_in(jax.random.fold_in(jax.random.key(buffer.salt), g), buffer.step // steps)
-    keys = jax.vmap(of_group)(group)
+    of_group = lambda g, epoch: jax.random.fold_in(jax.random.fold_in(jax.random.key(buffer.salt), g), epoch)
+    keys = jax.vmap(of_group)(group, buffer.step // steps)
     place = jnp.minimum(place, size - 1)
-    order = jax.vmap(lambda key, place: shuffled(key, place[None], size)[0])(keys, place)
-    found = jnp.minimum(order + group * places, tasks * places - 1)
-    drawn = jax.tree.map(lambda leaf: leaf[found // places, found % places], buffer.rows)
+    order = jax.vmap(lambda key, place, size: shuffled(key, place[None], size)[0])(keys, place, size)
+    if per_task:
+        there = jnp.minimum(group, tasks - 1), jnp.minimum(order, places - 1)
+        drawn = jax.tree.map(lambda leaf: leaf[there], buffer.rows)
+    else:
+        drawn = nth(buffer.rows, order)
     return drawn._replace(weight=jnp.where(counts, drawn.weight, 0))
+
+
+def packed(rows: Batch) -> Batch:
+    """The same rows, those that count first, in their order."""
+    order = jnp.argsort(rows.weight <= 0, stable=True)
+    return jax.tree.map(lambda leaf: leaf[order], rows)
+
+
+def held(rows: Batch) -> Int[Array, "tasks"]:
+    """How many rows are stored of each task, of rows (tasks, places, …)."""
+    return jnp.sum(rows.weight > 0, axis=1, dtype=jnp.int32)
+
+
+def nth(rows: Batch, n: Int[Array, "b"]) -> Batch:
+    """The n-th of all stored rows, of packed rows (tasks, places, …): no empty place is drawn while one is filled."""
+    ends = jnp.cumsum(held(rows), dtype=jnp.int32)
+    task = jnp.minimum(jnp.sum(n[:, None] >= ends[None, :], axis=1, dtype=jnp.int32), len(ends) - 1)
+    begin = jnp.where(task > 0, ends[task - 1], 0)
+    place = jnp.minimum(n - begin, rows.weight.shape[1] - 1)
+    return jax.tree.map(lambda leaf: leaf[task, place], rows)
 
 
 def of_each_class(task: Task, per_class: int, classes: int, key: Key) -> Batch:

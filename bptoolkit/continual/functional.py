@@ -181,6 +181,8 @@ def _pull(learner: Learner, memory: Past, params: Params, wanted: int, key: Key)
     task, rank = number % behind, number // behind
     shuffle = lambda k: jax.random.permutation(k, jnp.arange(places, dtype=jnp.int32))
     order = jax.vmap(shuffle)(jax.random.split(key, tasks))
+    empty = jax.vmap(lambda weight, order: weight[order] <= 0)(memory.rows.weight, order)
+    order = jnp.take_along_axis(order, jnp.argsort(empty, axis=1, stable=True), axis=1)  # what is stored comes first
     place = order[task, jnp.minimum(rank, places - 1)]
     rows = jax.tree.map(lambda leaf: leaf[task, place], memory.rows)
     counts = (rank < places) & (memory.tasks > 0) & (rows.weight > 0)

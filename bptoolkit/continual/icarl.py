@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
-from bptoolkit.continual.buffers import as_heavy, counted, new_buffer
+from bptoolkit.continual.buffers import as_heavy, counted, held, new_buffer, nth, packed
 from bptoolkit.continual.diagnose import class_means, features, nearest, unit
 from bptoolkit.continual.nesting import around, require_learner
 from bptoolkit.continual.strengths import check_positive, check_whole
@@ -88,8 +88,8 @@ def icarl(per_class: int, *, temperature: Float[Array, ""] | float = 2.0) -> Str
 
         def end_task(memory: Exemplars, params: Params, task: Task, key: Key) -> tuple[Params, Exemplars]:
             params, inner = learner.end_task(memory.inner, params, task, key)
-            kept = _exemplars(lambda x: see(params, x), task, per_class, memory.rows.weight.shape[1] // per_class)
-            rows = jax.tree.map(lambda all, new: all.at[task.number].set(new), memory.rows, kept)
+            chosen = _exemplars(lambda x: see(params, x), task, per_class, memory.rows.weight.shape[1] // per_class)
+            rows = jax.tree.map(lambda all, new: all.at[task.number].set(new), memory.rows, packed(chosen))
             flat = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), rows)
             means, known = class_means(see(params, flat.x), flat)
             return params, memory._replace(
@@ -137,14 +137,13 @@ def herd(f: Float[Array, "n f"], member: Bool[Array, "n"], wanted: int) -> tuple
 
 def _among_exemplars(memory: Exemplars, batch: Batch, key: Key) -> Batch:
     """The batch, some of whose rows have given way to exemplars."""
-    places = memory.rows.weight.shape[1]
     lot_key, draw_key = jax.random.split(key)
-    stored = memory.tasks * places
+    stored = jnp.sum(held(memory.rows), dtype=jnp.int32)
     ahead = memory.seen // jnp.maximum(memory.tasks, 1)
     share = stored / jnp.maximum(stored + ahead, 1)
     gives_way = jax.random.uniform(lot_key, batch.weight.shape, batch.weight.dtype) < share.astype(batch.weight.dtype)
     drawn = jax.random.randint(draw_key, batch.weight.shape, 0, jnp.maximum(stored, 1), jnp.int32)
-    exemplars = as_heavy(jax.tree.map(lambda leaf: leaf[drawn // places, drawn % places], memory.rows), batch)
+    exemplars = as_heavy(nth(memory.rows, drawn), batch)
     pick = lambda a, b: jnp.where(gives_way.reshape(-1, *[1] * (a.ndim - 1)), a, b)
     return jax.tree.map(pick, exemplars, batch)
 

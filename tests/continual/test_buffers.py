@@ -2,9 +2,11 @@
 
 from functools import partial
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from scipy import stats
 
@@ -131,6 +133,52 @@ def test_nothing_counts_before_a_task_has_ended(after_tasks, clouds_by_task):
 def test_more_rows_than_are_stored_are_each_shown_once(after_tasks, clouds_by_task):
     steps, stored = in_epochs(after_tasks, clouds_by_task, 1, 30, False, 2)
     assert [sorted(s) for s in steps] == [sorted(stored)] * 2
+
+
+ROOMY = {
+    "replay": cl.replay,
+    "replay in epochs": partial(cl.replay, epochs=True),
+    "replay in epochs by task": partial(cl.replay, epochs=True, per_task=True),
+    "agem": cl.agem,
+    "gdumb": partial(cl.gdumb, steps=5, batch=4, optimizer=optax.sgd(0.1)),
+    "icarl": cl.icarl,
+}
+
+
+@pytest.mark.parametrize("name", ROOMY)
+def test_a_buffer_with_room_to_spare_is_that_which_just_holds_all(name, clouds_by_task, drive):
+    """Classes of 2 to 7 rows: places that stay empty are never drawn, so that 7 places a class do what 60 do.
+
+    Negative control: 6 places, which leave a row out, do something else.
+    """
+    rule = learning.backprop(mlp(4, 5, 6))
+    end = lambda places: drive(ROOMY[name](places)(rule), clouds_by_task, steps=4).run()[-1].progress.params
+    holding, roomy, short = map(end, (7, 60, 6))
+    jax.tree.map(np.testing.assert_array_equal, holding, roomy)
+    assert any(np.any(a != b) for a, b in zip(jax.tree.leaves(holding), jax.tree.leaves(short), strict=True))
+
+
+def test_every_row_drawn_counts_once_anything_is_stored(after_tasks, clouds_by_task, key):
+    """Rows of the first task, 12 of 100 places; each as often as any other: χ² with 11 degrees of freedom."""
+    _, memory, _ = after_tasks(clouds_by_task, cl.replay(50)(learning.backprop(mlp(4, 6))), 1)
+    drawn = jax.jit(buffers.draw, static_argnums=2)(memory, key, 1200)
+    assert drawn.weight.sum() == 1200
+    _, counts = np.unique(np.asarray(drawn.index), return_counts=True)
+    assert len(counts) == 12
+    assert stats.chi2.sf(((counts - 100) ** 2 / 100).sum(), 11) > 0.01
+
+
+def test_memorable_rows_come_before_empty_places(after_tasks, clouds_by_task):
+    """FROMP with 50 places for a class pulls as FROMP with as many as hold all: over every row that is wanted."""
+    pulls = {}
+    for places in (7, 50):
+        learner = cl.fromp(1.0, places, rows=24)(learning.backprop(mlp(4, 5, 6)))
+        params, memory, _ = after_tasks(clouds_by_task, learner, 2)
+        moved = jax.tree.map(lambda leaf: leaf + 0.1, params)
+        batch = batch_of(range(4))
+        grads, _, _ = jax.jit(learner.gradient)(memory, moved, batch, jax.random.key(3))
+        pulls[places] = grads
+    chex.assert_trees_all_close(pulls[7], pulls[50], rtol=1e-5, atol=1e-9)
 
 
 @pytest.mark.parametrize(
