@@ -1,5 +1,6 @@
 """Losses of ONE example, L(logits, target, active, temperature), their hand-written errors ∂L/∂logits, and their mean.
 
+Logits, target and active outputs are of one shape (k,): others are refused, never broadcast; batches go by `jax.vmap`.
 Outputs that are not active do not exist for a loss: probability zero, gradient zero, whatever their logits hold.
 
 A row of temperature ∞ holds logits to be matched: whatever the loss, its L is ½ Σ_i (t_i − o_i)².  (For cross-entropy
@@ -11,8 +12,10 @@ from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float
 
+from bptoolkit.counts import fails
 from bptoolkit.types import Batch
 
 __all__ = [
@@ -46,7 +49,7 @@ def cross_entropy(
         active: (k,) the outputs in play; all if left out.
         temperature: T > 0, a scalar that may be traced; ∞ matches logits.
     """
-    active = _all(logits) if active is None else active
+    logits, target, active = _one_row(logits, target, active, temperature)
     log_p = _log_probabilities(logits, active, _finite(temperature))
     loss = -jnp.sum(jnp.where(active, target.astype(logits.dtype), 0) * jnp.where(active, log_p, 0))
     return jnp.where(jnp.isinf(temperature), squared_error(logits, target, active), loss)
@@ -63,7 +66,7 @@ def binary_cross_entropy(
         active: (k,) the outputs in play; all if left out.
         temperature: T > 0, a scalar that may be traced; ∞ matches logits.
     """
-    active = _all(logits) if active is None else active
+    logits, target, active = _one_row(logits, target, active, temperature)
     z = jnp.where(active, logits, 0) / jnp.asarray(_finite(temperature), logits.dtype)
     loss = jnp.sum(jnp.where(active, jax.nn.softplus(z), 0) - jnp.where(active, target.astype(z.dtype), 0) * z)
     return jnp.where(jnp.isinf(temperature), squared_error(logits, target, active), loss)
@@ -86,13 +89,13 @@ def probabilities(
     logits: Logits, active: Active = None, temperature: Float[Array, ""] | float = 1.0
 ) -> Float[Array, "k"]:
     """softmax(logits / T) over the active outputs, exactly zero elsewhere."""
-    active = _all(logits) if active is None else active
+    logits, _, active = _one_row(logits, None, active, temperature)
     return jnp.where(active, jnp.exp(_log_probabilities(logits, active, temperature)), 0)
 
 
 def correct(logits: Logits, target: Float[Array, "k"], active: Active = None) -> Bool[Array, ""]:
     """Whether the largest active output is the target's; False where it is NaN or no output is active."""
-    active = _all(logits) if active is None else active
+    logits, target, active = _one_row(logits, target, active)
     seen = jnp.where(active, logits, -jnp.inf)
     hit = jnp.argmax(seen) == jnp.argmax(target)
     return hit & jnp.any(active) & ~jnp.isnan(jnp.max(seen))  # argmax takes a NaN for the largest
@@ -120,7 +123,7 @@ def output_error(loss: Loss) -> Callable[..., Logits]:
 
 def _cross_entropy_error(logits: Logits, target, active: Active = None, temperature=1.0) -> Logits:
     """(p_i Σ_j t_j − t_i) / T: over active outputs, zero elsewhere."""
-    active = _all(logits) if active is None else active
+    logits, target, active = _one_row(logits, target, active, temperature)
     t = jnp.where(active, target.astype(logits.dtype), 0)
     p = probabilities(logits, active, _finite(temperature))
     error = (p * jnp.sum(t) - t) / jnp.asarray(_finite(temperature), logits.dtype)
@@ -129,7 +132,7 @@ def _cross_entropy_error(logits: Logits, target, active: Active = None, temperat
 
 def _binary_cross_entropy_error(logits: Logits, target, active: Active = None, temperature=1.0) -> Logits:
     """(σ(o_i / T) − t_i) / T: over active outputs, zero elsewhere."""
-    active = _all(logits) if active is None else active
+    logits, target, active = _one_row(logits, target, active, temperature)
     t = jnp.asarray(_finite(temperature), logits.dtype)
     error = jnp.where(active, (jax.nn.sigmoid(jnp.where(active, logits, 0) / t) - target.astype(logits.dtype)) / t, 0)
     return jnp.where(jnp.isinf(temperature), -_difference(logits, target, active), error)
@@ -149,7 +152,7 @@ BY_HAND: dict[Loss, Callable[..., Logits]] = {
 
 
 def _difference(outputs: Logits, target: Float[Array, "k"], active: Active) -> Logits:
-    active = _all(outputs) if active is None else active
+    outputs, target, active = _one_row(outputs, target, active)
     masked = lambda values: jnp.where(active, values.astype(outputs.dtype), 0)  # before the difference: no NaN passes
     return masked(target) - masked(outputs)
 
@@ -168,5 +171,23 @@ def _log_probabilities(logits: Logits, active: Bool[Array, "k"], temperature) ->
     return shifted - jnp.log(jnp.where(jnp.any(active), total, 1))  # a row with none active has no logarithm
 
 
-def _all(logits: Logits) -> Bool[Array, "k"]:
-    return jnp.ones(logits.shape, bool)
+def _one_row(logits, target, active: Active, temperature=1.0) -> tuple[Logits, Array, Bool[Array, "k"]]:
+    """Logits, target and active outputs as arrays of one axis, refused where broadcasting would make sense of others.
+
+    Looks at shapes and at a written temperature alone: nothing is left of it in a compiled program.
+    """
+    logits = jnp.asarray(logits)
+    logits = logits if jnp.issubdtype(logits.dtype, jnp.inexact) else logits.astype(jnp.result_type(float))
+    target = logits if target is None else jnp.asarray(target)
+    active = jnp.ones(logits.shape, bool) if active is None else jnp.asarray(active)
+    if logits.ndim != 1 or not logits.shape == target.shape == active.shape:
+        raise ValueError(
+            "A loss needs logits, target and active outputs of ONE example, each of shape (k,), got "
+            f"{logits.shape}, {target.shape} and {active.shape}.\n"
+            "Write jax.nn.one_hot(number, k) for a class number, and jax.vmap(loss) for rows."
+        )
+    if np.shape(temperature) != () or fails(lambda t: t > 0, temperature):
+        raise ValueError(
+            f"temperature must be one positive number, got {temperature}. Take 1 as a rule, ∞ to match logits."
+        )
+    return logits, target, active

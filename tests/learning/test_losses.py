@@ -5,7 +5,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bptoolkit.learning.losses import correct, cross_entropy, mean_loss, output_error, probabilities, squared_error
+from bptoolkit.learning.losses import (
+    binary_cross_entropy,
+    correct,
+    cross_entropy,
+    mean_loss,
+    output_error,
+    probabilities,
+    squared_error,
+)
 from bptoolkit.types import Batch
 
 LOGITS = jnp.array([0.2, -1.5, 3.0, 0.7, 50.0])
@@ -137,3 +145,52 @@ def test_with_no_weight_at_all_the_mean_and_its_gradient_are_zero(loss):
     value, gradient = run(jnp.stack([LOGITS, LOGITS]))
     assert value == 0
     np.testing.assert_array_equal(gradient, 0)
+
+
+ALL = {
+    **LOSSES,
+    "binary_cross_entropy": binary_cross_entropy,
+    "probabilities": lambda logits, target, active=None, temperature=1.0: probabilities(logits, active, temperature),
+    "correct": lambda logits, target, active=None, temperature=1.0: correct(logits, target, active),
+}
+BY_HAND = {f"error of {loss.__name__}": output_error(loss) for loss in (*LOSSES.values(), binary_cross_entropy)}
+TAKES_TARGET = {name: f for name, f in (ALL | BY_HAND).items() if name != "probabilities"}
+THREE = jnp.array([0.1, 0.2, 0.3])
+
+
+@pytest.mark.parametrize("of", TAKES_TARGET.values(), ids=TAKES_TARGET)
+@pytest.mark.parametrize("target", [1, jnp.int32(1), jnp.ones(1), jnp.ones(2), jnp.ones((2, 3))], ids=np.shape)
+@pytest.mark.parametrize("transform", [lambda f: f, jax.jit], ids=["eager", "jit"])
+def test_a_target_of_another_shape_is_refused(of, target, transform):
+    with pytest.raises(ValueError, match=r"(?s)ONE example.*one_hot"):
+        transform(of)(THREE, target)
+
+
+@pytest.mark.parametrize("of", (ALL | BY_HAND).values(), ids=ALL | BY_HAND)
+@pytest.mark.parametrize("wrong", ["rows", "scalar", "active"])
+def test_rows_scalars_and_another_number_of_active_outputs_are_refused(of, wrong):
+    logits = {"rows": jnp.ones((2, 3)), "scalar": jnp.ones(()), "active": THREE}[wrong]
+    with pytest.raises(ValueError, match=r"(?s)ONE example.*vmap"):
+        of(logits, logits, jnp.ones(1, bool) if wrong == "active" else None)
+
+
+@pytest.mark.parametrize("of", (ALL | BY_HAND).values(), ids=ALL | BY_HAND)
+def test_lists_are_read_as_arrays_and_whole_logits_as_real_ones(of):
+    by_lists = of([1, 2, 3], [0.5, 0.25, 0.25], [True, True, False])
+    by_arrays = of(jnp.array([1.0, 2.0, 3.0]), jnp.array([0.5, 0.25, 0.25]), jnp.array([True, True, False]))
+    np.testing.assert_array_equal(by_lists, by_arrays)
+
+
+@pytest.mark.parametrize("of", [cross_entropy, binary_cross_entropy, ALL["probabilities"], output_error(cross_entropy)])
+@pytest.mark.parametrize("wrong", [0, -1.0, np.nan, np.float32(-1), jnp.float32(0), jnp.ones(3)], ids=repr)
+@pytest.mark.parametrize("transform", [lambda f: f, jax.jit], ids=["eager", "jit"])
+def test_a_written_temperature_is_one_positive_number(of, wrong, transform):
+    with pytest.raises(ValueError, match="temperature must be one positive number"):
+        transform(lambda logits: of(logits, logits, None, wrong))(THREE)
+    transform(lambda logits: of(logits, logits, None, jnp.inf))(THREE)
+
+
+def test_the_check_costs_nothing_where_it_is_traced():
+    """No operation of a compiled loss is one of the check."""
+    traced = jax.make_jaxpr(squared_error)(THREE, THREE, jnp.ones(3, bool))
+    assert {str(eqn.primitive) for eqn in traced.jaxpr.eqns}.isdisjoint({"reduce_and", "convert_element_type", "copy"})
