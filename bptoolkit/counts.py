@@ -1,4 +1,4 @@
-"""Numbers as they are written in a program: known before it runs, so that a wrong one is refused at once."""
+"""Whole numbers that shape a program, and numbers that are written into it: refused where they are none, or wrong."""
 
 from collections.abc import Callable
 from typing import Any
@@ -6,7 +6,26 @@ from typing import Any
 import numpy as np
 from jax.core import Tracer
 
-__all__ = ["fails", "written"]
+__all__ = ["check_whole", "fails", "written"]
+
+
+def check_whole(least: int = 1, advice: str = "", /, **sizes: Any) -> None:
+    """Raise unless every size that is given is a whole number of at least 1, or another least one.
+
+    Args:
+        least: the smallest that is allowed.
+        advice: what to do, the end of the sentence.
+        sizes: by name; None for what is left out.
+    """
+    after = f" {advice}" if advice else ""
+    for name, value in sizes.items():
+        if value is None:
+            continue
+        if isinstance(value, bool) or not isinstance(value, int | np.integer):
+            got = repr(value) if written(value) else "a traced one, which cannot shape a program"
+            raise ValueError(f"{name} must be a whole number, got {got}.{after}")
+        if value < least:
+            raise ValueError(f"{name} must be at least {least}, got {value}.{after}")
 
 
 def written(value: Any) -> bool:

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int
 
 from bptoolkit.continual.streams import Indices, Stream, View
-from bptoolkit.continual.strengths import check_whole
+from bptoolkit.counts import check_whole
 from bptoolkit.learning.sampling import shuffled
 from bptoolkit.types import Key
 

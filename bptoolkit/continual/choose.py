@@ -19,7 +19,7 @@ from bptoolkit.continual.metrics import average_accuracy
 from bptoolkit.continual.programs import numbers_read
 from bptoolkit.continual.run import run_grid
 from bptoolkit.continual.streams import Indices, Stream, View
-from bptoolkit.continual.strengths import check_whole
+from bptoolkit.counts import check_whole
 from bptoolkit.types import Key
 
 __all__ = ["Choice", "choose", "held_out", "how_chosen"]

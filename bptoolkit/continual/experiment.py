@@ -12,8 +12,8 @@ from bptoolkit.continual.activity import Plasticity
 from bptoolkit.continual.diagnose import Findings
 from bptoolkit.continual.gates import hidden_units
 from bptoolkit.continual.streams import Stream, spec
-from bptoolkit.continual.strengths import check_whole
-from bptoolkit.learning.fit import Curves, check_budget, checked_optimizer
+from bptoolkit.counts import check_whole
+from bptoolkit.learning.fit import Curves, checked_optimizer
 from bptoolkit.learning.learner import Learner, StreamSpec, check_outputs
 from bptoolkit.types import Params
 
@@ -64,7 +64,7 @@ class Experiment:
             raise ValueError(
                 f"stream must be a Stream, got {type(self.stream).__name__}. Make one of a data set: split(dataset, 2)."
             )
-        check_budget(self.steps, 1 if self.batch is None else self.batch)
+        check_whole(steps=self.steps, batch=self.batch)
         check_whole(probe=self.probe, diagnose=self.diagnose, evaluate_every=self.evaluate_every)
         if self.probe is not None and self.probe > PROBED:
             raise ValueError(f"probe must be 1 … {PROBED:,} rows, or None, got {self.probe}.")

@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from bptoolkit.checks import check
-from bptoolkit.continual.strengths import check_whole
+from bptoolkit.counts import check_whole
 from bptoolkit.learning.learner import Scenario, StreamSpec
 from bptoolkit.types import Batch, Dataset, Key, Rows
 

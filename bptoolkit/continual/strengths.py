@@ -7,6 +7,7 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Float
 
+from bptoolkit import counts
 from bptoolkit.learning.learner import Learner
 
 __all__ = ["Number", "check_nonnegative", "check_positive", "check_share", "check_whole", "traced"]
@@ -15,20 +16,17 @@ Number: TypeAlias = Float[Array, ""] | float
 
 
 def check_whole(least: int = 1, /, **sizes: int | None) -> None:
-    """Raise unless every size that is given is a whole number of at least 1, or another least one."""
+    """`counts.check_whole`, for a strategy: it may have been given a learner, or a number of hyper."""
     for name, value in sizes.items():
-        if value is None:
-            continue
-        if isinstance(value, bool) or not isinstance(value, int | np.integer):
+        if isinstance(value, Learner | Tracer):
             raise ValueError(f"{name} must be a whole number, {_got(value)}")
-        if value < least:
-            raise ValueError(f"{name} must be at least {least}, got {value}.")
+    counts.check_whole(least, **sizes)
 
 
 def check_nonnegative(name: str, value: Number) -> None:
     """Raise where a written number is negative or not finite; one that is traced passes."""
     _check_number(name, value)
-    if _is_written(value) and not np.all(_finite(value) >= 0):
+    if counts.written(value) and not np.all(_finite(value) >= 0):
         raise ValueError(
             f"{name} must be at least 0, got {value}. Take 0 for no effect, a finite number for any other."
         )
@@ -37,7 +35,7 @@ def check_nonnegative(name: str, value: Number) -> None:
 def check_share(name: str, value: Number, *, but: float | None = None) -> None:
     """Raise where a written number is outside [0, 1], or is that end of it which is left out."""
     _check_number(name, value)
-    if not _is_written(value):
+    if not counts.written(value):
         return
     number = _finite(value)
     if not 0 <= number <= 1 or number == but:
@@ -48,7 +46,7 @@ def check_share(name: str, value: Number, *, but: float | None = None) -> None:
 def check_positive(name: str, value: Number) -> None:
     """Raise where a written number is not above 0, or not finite."""
     _check_number(name, value)
-    if _is_written(value) and not np.all(_finite(value) > 0):
+    if counts.written(value) and not np.all(_finite(value) > 0):
         raise ValueError(f"{name} must be positive, got {value}.")
 
 
@@ -69,10 +67,6 @@ def _got(value: Any) -> str:
     if isinstance(value, Tracer):
         return "got a number of hyper. Whole numbers shape the program: make an experiment for each."
     return f"got {value!r}."
-
-
-def _is_written(value: Number) -> bool:
-    return not isinstance(value, Tracer)
 
 
 def _finite(value: Number) -> np.ndarray:

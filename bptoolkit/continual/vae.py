@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from bptoolkit.continual.strengths import check_whole
+from bptoolkit.counts import check_whole
 from bptoolkit.models import mlp
 from bptoolkit.types import Key, Params
 

@@ -14,6 +14,7 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, Inexact
 
 from bptoolkit import trees
+from bptoolkit.counts import check_whole
 from bptoolkit.fixed_point.solve import (
     Solution,
     Status,
@@ -99,12 +100,11 @@ def neumann(terms: int) -> Biased:
         terms: products beyond g itself, at least 0; 0 is `one_step()`.
 
     Raises:
-        ValueError: a negative number of terms.
+        ValueError: terms that are no whole number of at least 0.
 
     Reference: Liao et al. (2018), ICML, section 3.4.
     """
-    if terms < 0:
-        raise ValueError(f"terms must be at least 0, got {terms}. Take 0 for the one-step gradient.")
+    check_whole(0, "Take 0 for the one-step gradient.", terms=terms)
     truncated = _series(picard(), terms)
 
     def adjoint(matvec: Matvec, g: State, *, start: State | None = None, factors: Memory = None) -> Solution:
@@ -126,12 +126,11 @@ def phantom(steps: int = 5, damping: Float[Array, ""] | float = 0.5) -> Biased:
         damping: in [0, 1); may be traced.
 
     Raises:
-        ValueError: fewer than one step, a damping outside [0, 1).
+        ValueError: steps that are no whole number of at least 1, a damping outside [0, 1).
 
     Reference: Geng et al. (2021), NeurIPS, "On training implicit models", unrolled form.
     """
-    if steps < 1:
-        raise ValueError(f"steps must be at least 1, got {steps}. Take 1 for the damped one-step gradient.")
+    check_whole(1, "Take 1 for the damped one-step gradient.", steps=steps)
     truncated = _series(damped(damping), steps)
 
     def adjoint(matvec: Matvec, g: State, *, start: State | None = None, factors: Memory = None) -> Solution:

@@ -18,6 +18,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float
 
 from bptoolkit import trees
+from bptoolkit.counts import check_whole
 from bptoolkit.fixed_point.relax import Map, Relaxation, implicit, value_and_grad
 from bptoolkit.fixed_point.solve import Solution, Status, Stop, check_extra, norm, settled_dtypes
 from bptoolkit.fixed_point.solvers import Solver, settled_solver
@@ -110,6 +111,8 @@ def diagnose(
         size: Krylov vectors, see `ritz`; as many as there are state values make the spectrum exact.
         key: `jax.random.key(0)` if left out.
     """
+    check_whole(1, "Take 40.", size=size)
+    check_whole(0, "Take 50.", steps=steps)
     relax = implicit() if relax is None else relax
     arnoldi, lanczos, shifts = jax.random.split(jax.random.key(0) if key is None else key, 3)
     solution = lax.stop_gradient(relax(f, args, z0))
@@ -157,6 +160,7 @@ def residual_history(
         solver: `picard()` if left out.
         extra: further keyword arguments for `solver.update`.
     """
+    check_whole(0, "Take 50.", steps=steps)
     check_extra(extra)
     solver = settled_solver(solver)
     step = lambda z: f(args, z)
@@ -196,10 +200,9 @@ def gradient_check(
         key: `jax.random.key(0)` if left out.
 
     Raises:
-        ValueError: fewer than one direction.
+        ValueError: directions that are no whole number of at least 1.
     """
-    if directions < 1:
-        raise ValueError(f"directions must be at least 1, got {directions}. Take 4.")
+    check_whole(1, "Take 4.", directions=directions)
     relax = implicit() if relax is None else relax
     _, grads, forward, backward = value_and_grad(loss, relax)(f, args, z0)
     z, size = forward.value, _nonzero(norm(grads))

@@ -23,6 +23,7 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Bool, Float, Inexact, Int
 
 from bptoolkit import trees
+from bptoolkit.counts import check_whole
 from bptoolkit.fixed_point.adjoints import Adjoint, Matvec
 from bptoolkit.fixed_point.batch import anyone
 from bptoolkit.fixed_point.solve import (
@@ -92,13 +93,12 @@ def gmres(memory: int = 20, stop: Stop = Stop()) -> Adjoint:
         stop: as for `solve`; max_steps counts products.
 
     Raises:
-        ValueError: a memory below 1.
+        ValueError: a memory that is no whole number of at least 1.
 
     Reference: Saad & Schultz (1986), SIAM J. Sci. Stat. Comput. 7; Eisenstat, Elman & Schultz (1983), SIAM J. Numer.
     Anal. 20, for this form.
     """
-    if memory < 1:
-        raise ValueError(f"memory must be at least 1, got {memory}. Take 20.")
+    check_whole(1, "Take 20.", memory=memory)
 
     def begin(r: Vector) -> tuple:
         rows = jnp.zeros((memory, *r.shape), r.dtype)

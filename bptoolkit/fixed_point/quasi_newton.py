@@ -8,6 +8,7 @@ import optax
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Inexact, Int
 
+from bptoolkit.counts import check_whole
 from bptoolkit.fixed_point.adjoints import Adjoint, Biased
 from bptoolkit.fixed_point.solve import Solution, Status, certified
 from bptoolkit.fixed_point.solvers import Solver
@@ -41,12 +42,11 @@ def broyden(memory: int = 10) -> Solver:
         memory: corrections kept, at least 1.
 
     Raises:
-        ValueError: a memory below 1.
+        ValueError: a memory that is no whole number of at least 1.
 
     Reference: Broyden (1965), Math. Comp. 19; Bai et al. (2020), NeurIPS, for its use in equilibrium networks.
     """
-    if memory < 1:
-        raise ValueError(f"memory must be at least 1, got {memory}. Take 10; picard() keeps none.")
+    check_whole(1, "Take 10; picard() keeps none.", memory=memory)
 
     def init(params: PyTree) -> Factors:
         flat = ravel_pytree(params)[0]
@@ -96,12 +96,12 @@ def shine(refine: int = 0) -> Biased:
         refine: steps after the first guess, at least 0.
 
     Raises:
-        ValueError: a negative number of steps; a forward solver that is not `broyden`; a complex state.
+        ValueError: steps that are no whole number of at least 0; a forward solver that is not `broyden`; a complex
+            state.
 
     Reference: Ramzi et al. (2022), ICLR, "SHINE".
     """
-    if refine < 0:
-        raise ValueError(f"refine must be at least 0, got {refine}. Take 0 for the shared inverse alone.")
+    check_whole(0, "Take 0 for the shared inverse alone.", refine=refine)
 
     def adjoint(matvec, g: State, *, start: State | None = None, factors: PyTree = None) -> Solution:
         del start  # the shared inverse is the start

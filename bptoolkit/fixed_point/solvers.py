@@ -15,6 +15,7 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Bool, Float, Inexact, Int
 
 from bptoolkit import trees
+from bptoolkit.counts import check_whole
 from bptoolkit.types import PyTree, State
 
 __all__ = ["Solver", "anderson", "damped", "picard", "relaxation"]
@@ -157,12 +158,11 @@ def anderson(depth: int = 5, ridge: float = 1e-8) -> Solver:
             from it; never less than four units of rounding.
 
     Raises:
-        ValueError: a depth below 1.
+        ValueError: a depth that is no whole number of at least 1.
 
     Reference: Walker & Ni (2011), SIAM J. Numer. Anal. 49.
     """
-    if depth < 1:
-        raise ValueError(f"depth must be at least 1, got {depth}. Take 5; 1 is plain iteration.")
+    check_whole(1, "Take 5; 1 is plain iteration.", depth=depth)
 
     def init(params: PyTree) -> History:
         flat = ravel_pytree(params)[0]

@@ -19,6 +19,7 @@ from jax import lax
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Complex, Float, Inexact
 
+from bptoolkit.counts import check_whole
 from bptoolkit.fixed_point.solve import norm
 from bptoolkit.types import Key, PyTree, State
 
@@ -65,8 +66,7 @@ def ritz(f: Map, args: PyTree, z: State, *, size: int = 40, key: Key | None = No
 
 def spectrum(product: Product, like: Float[Array, "n"], size: int, key: Key | None) -> Spectrum:
     """Ritz values of any linear map of vectors such as `like`."""
-    if size < 1:
-        raise ValueError(f"size must be at least 1, got {size}. Take 40; as many as there are state values is exact.")
+    check_whole(1, "Take 40; as many as there are state values is exact.", size=size)
     key = jax.random.key(0) if key is None else key
     hessenberg, rest = _arnoldi(product, like, min(size, like.size), key)
     triangle, last = _schur(hessenberg)
@@ -241,12 +241,11 @@ def jacobian_penalty(f: Map, args: PyTree, z: State, key: Key, samples: int = 1)
         samples: products Jv, at least 1; the standard error falls as 1/√samples.
 
     Raises:
-        ValueError: fewer than one sample.
+        ValueError: samples that are no whole number of at least 1.
 
     Reference: Bai, Koltun & Kolter (2021), ICML, "Stabilizing Equilibrium Models by Jacobian Regularization".
     """
-    if samples < 1:
-        raise ValueError(f"samples must be at least 1, got {samples}. One is usual in training.")
+    check_whole(1, "One is usual in training.", samples=samples)
     product, flat = linearised(f, args, z)
     signs = jax.random.rademacher(key, (samples, flat.size), flat.dtype)
     return jnp.mean(jnp.square(jax.vmap(product)(signs)))

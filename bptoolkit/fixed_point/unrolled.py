@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from bptoolkit import trees
+from bptoolkit.counts import check_whole
 from bptoolkit.fixed_point.relax import Map, Probe, Relaxation
 from bptoolkit.fixed_point.solve import (
     RUNNING,
@@ -68,7 +69,8 @@ def unrolled(
             number is the length of a segment.
 
     Raises:
-        ValueError: steps or checkpoint below 1, truncate outside 1 … steps; something else than a solver.
+        ValueError: steps or checkpoint that is no whole number of at least 1, truncate outside 1 … steps; something
+            else than a solver.
 
     Reference: Williams & Peng (1990), Neural Computation 2 (truncation); Chen et al. (2016), "Training deep nets with
     sublinear memory cost" (checkpoints).
@@ -110,12 +112,12 @@ def unrolled(
 
 
 def _check(steps: int, truncate: int | None, checkpoint: bool | int) -> None:
-    if steps < 1:
-        raise ValueError(f"steps must be at least 1, got {steps}. Take as many as the network needs to settle.")
-    if truncate is not None and not 1 <= truncate <= steps:
+    check_whole(1, "Take as many as the network needs to settle.", steps=steps)
+    check_whole(1, "Leave it out for all steps.", truncate=truncate)
+    if truncate is not None and truncate > steps:
         raise ValueError(f"truncate must be in 1 … steps = {steps}, got {truncate}. Leave it out for all steps.")
-    if not isinstance(checkpoint, bool) and checkpoint < 1:
-        raise ValueError(f"checkpoint must be at least 1, got {checkpoint}. Take True for segments of about √steps.")
+    if not isinstance(checkpoint, bool):
+        check_whole(1, "Take True for segments of about √steps.", checkpoint=checkpoint)
 
 
 def _still_settled(path: Path, new: Path) -> Path:

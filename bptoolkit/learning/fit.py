@@ -9,12 +9,12 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from jax import lax
 from jaxtyping import Array, Float, Int
 
 from bptoolkit.checks import check
+from bptoolkit.counts import check_whole
 from bptoolkit.fixed_point import Status
 from bptoolkit.learning.learner import Learner, StreamSpec, check_outputs, rows_of
 from bptoolkit.learning.sampling import positions
@@ -78,8 +78,8 @@ def fit(
         params: weights to start from; `learner.model.init` if left out.
 
     Raises:
-        ValueError: a data set that `check` refuses, steps or batch below 1, a model that does not fit the data,
-            something else than an optimiser.
+        ValueError: a data set that `check` refuses, steps or batch that is no whole number of at least 1, a model
+            that does not fit the data, something else than an optimiser.
     """
     if not isinstance(learner, Learner):
         raise ValueError(f"fit trains a learner, got {type(learner).__name__}. Write fit(backprop(model), …).")
@@ -90,8 +90,8 @@ def fit(
         raise ValueError(
             f"fit needs class numbers in train.y, got shape {rows.y.shape}; call `train` with own batches."
         )
+    check_whole(steps=steps, batch=batch)
     batch = len(rows.y) if batch is None else batch
-    check_budget(steps, batch)
     init_key, memory_key, train_key, task_key = jax.random.split(key, 4)
     params = learner.model.init(init_key) if params is None else params
     example = jax.tree.map(lambda leaf: leaf[0], _some_rows(rows, data, jnp.zeros(1, jnp.int32)))
@@ -191,10 +191,3 @@ def checked_optimizer(optimizer: Any) -> optax.GradientTransformation:
         got = getattr(optimizer, "__name__", repr(optimizer))
         raise ValueError(f"optimizer must be one of optax, as optax.adam(1e-3) makes it, got {got}.")
     return optimizer
-
-
-def check_budget(steps: int, batch: int) -> None:
-    """Raise unless there is something to do."""
-    for name, value in (("steps", steps), ("batch", batch)):
-        if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
-            raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}.")

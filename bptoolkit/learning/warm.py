@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from bptoolkit import trees
+from bptoolkit.counts import check_whole
 from bptoolkit.fixed_point import Status
 from bptoolkit.learning.learner import Learner, StreamSpec, bare_learner
 from bptoolkit.learning.losses import Loss, cross_entropy, mean_loss
@@ -44,12 +45,11 @@ def warm_backprop(model: Model, rows: int, loss: Loss = cross_entropy) -> Learne
         loss: as for `backprop`.
 
     Raises:
-        ValueError: a model that does not settle; rows below 1.
+        ValueError: a model that does not settle; rows that are no whole number of at least 1.
     """
     if model.cell is None or model.cell.settle is None:
         raise ValueError("warm_backprop needs a model that settles, got one without cell. Take backprop(model).")
-    if rows < 1:
-        raise ValueError(f"rows must be at least 1, got {rows}. Take len(dataset.train.y).")
+    check_whole(1, "Take len(dataset.train.y).", rows=rows)
     cell, settle = model.cell, model.cell.settle
 
     def init(params: Params, spec: StreamSpec, key: Key) -> Starts:

@@ -347,7 +347,7 @@ def test_an_optimiser_that_is_none_is_refused(clouds, optimizer):
 
 @pytest.mark.parametrize("change", [{"steps": 0}, {"batch": 0}, {"batch": 2.5}])
 def test_a_budget_of_nothing_is_refused(clouds, change):
-    with pytest.raises(ValueError, match="must be a whole number of at least 1"):
+    with pytest.raises(ValueError, match=r"must be (at least 1|a whole number), got"):
         experiment(clouds, **change)
 
 

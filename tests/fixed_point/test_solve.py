@@ -3,9 +3,11 @@
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 import pytest
 
+from bptoolkit import fixed_point as fp
 from bptoolkit.fixed_point import (
     Status,
     Stop,
@@ -361,3 +363,39 @@ def test_no_error_has_the_adjoint_state_zero_from_any_start():
     solution = almeida_pineda()(lambda v: 0.9 * v, jnp.zeros(12), start=jnp.ones(12))
     assert (solution.status, solution.steps) == (Status.CONVERGED, 0)
     assert (solution.value == 0).all()
+
+
+LINEAR = (lambda args, z: args @ z, jnp.eye(2), jnp.ones(2))
+WHOLE = {
+    "anderson's depth": (anderson, "Take 5"),
+    "broyden's memory": (fp.broyden, "Take 10"),
+    "gmres' memory": (fp.gmres, "Take 20"),
+    "shine's steps": (fp.shine, "Take 0"),
+    "neumann's terms": (fp.neumann, "Take 0"),
+    "phantom's steps": (fp.phantom, "Take 1"),
+    "unrolled's steps": (fp.unrolled, "Take as many"),
+    "unrolled's truncate": (lambda n: fp.unrolled(5, truncate=n), "Leave it out"),
+    "unrolled's checkpoint": (lambda n: fp.unrolled(5, checkpoint=n), "Take True"),
+    "ritz' size": (lambda n: fp.ritz(*LINEAR, size=n), "Take 40"),
+    "samples of a penalty": (lambda n: fp.jacobian_penalty(*LINEAR, jax.random.key(0), n), "One is usual"),
+    "steps of a history": (lambda n: fp.residual_history(*LINEAR, steps=n), "Take 50"),
+    "diagnose's steps": (lambda n: fp.diagnose(*LINEAR, steps=n), "Take 50"),
+    "diagnose's size": (lambda n: fp.diagnose(*LINEAR, size=n), "Take 40"),
+    "directions": (lambda n: fp.gradient_check(*LINEAR, lambda a, z: z.sum(), directions=n), "Take 4"),
+}
+
+
+@pytest.mark.parametrize("name", WHOLE)
+def test_a_number_that_shapes_the_program_is_whole_and_not_traced(name):
+    """And the sentence says what to take."""
+    build, advice = WHOLE[name]
+    for wrong in (2.5, float("nan"), "2", jnp.float32(2), -1):
+        with pytest.raises(ValueError, match=rf"must be (a whole number|at least [01]), got .*\. {advice}"):
+            build(wrong)
+    with pytest.raises(ValueError, match=rf"must be a whole number, got a traced one.*\. {advice}"):
+        jax.eval_shape(lambda n: build(n) and 0.0, 2)
+
+
+def test_a_whole_number_of_numpy_is_one():
+    anderson(np.int64(3)).init(jnp.ones(2))
+    assert fp.unrolled(np.int32(3), truncate=np.int64(2)) is not None

@@ -161,7 +161,7 @@ def test_memory_grows_with_the_steps_or_with_their_root_or_not_at_all():
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        ({"truncate": 0}, "truncate must be in 1 … steps = 5, got 0"),
+        ({"truncate": 0}, "truncate must be at least 1, got 0. Leave it out"),
         ({"truncate": 6}, "truncate must be in 1 … steps = 5, got 6"),
         ({"checkpoint": 0}, "checkpoint must be at least 1, got 0"),
     ],

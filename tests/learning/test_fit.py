@@ -183,9 +183,9 @@ def test_pixels_are_divided_by_the_scale(clouds, key):
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        ({"steps": 0}, "steps must be a whole number of at least 1, got 0"),
-        ({"steps": 2.5}, "steps must be a whole number of at least 1, got 2.5"),
-        ({"batch": 0}, "batch must be a whole number of at least 1, got 0"),
+        ({"steps": 0}, "steps must be at least 1, got 0"),
+        ({"steps": 2.5}, "steps must be a whole number, got 2.5"),
+        ({"batch": 0}, "batch must be at least 1, got 0"),
         ({"model": mlp(4, 2)}, "needs a model with 3 outputs, got logits of shape \\(2,\\)"),
         ({"model": mlp(5, 3)}, "cannot read examples of shape \\(4,\\)"),
         ({"label": 3}, "class numbers 0 … 2, got 3"),

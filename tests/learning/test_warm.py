@@ -82,7 +82,9 @@ def test_training_ends_at_the_same_weights_in_fewer_steps():
     ("make", "sentence"),
     [
         (lambda: warm_backprop(mlp(4, 3), 5), "needs a model that settles"),
-        (lambda: warm_backprop(MODEL, 0), "rows must be at least 1"),
+        (lambda: warm_backprop(MODEL, 0), "rows must be at least 1, got 0. Take len"),
+        (lambda: warm_backprop(MODEL, 2.5), "rows must be a whole number, got 2.5. Take len"),
+        (lambda: warm_backprop(MODEL, True), "rows must be a whole number, got True"),
     ],
 )
 def test_what_cannot_be_warm_is_refused(make, sentence):
