@@ -7,12 +7,14 @@ At the fixed point dz* = J dz* + (∂f/∂args) dargs, so forward mode solves wi
 The rule is a `custom_jvp` around a `custom_linear_solve`, so it can be differentiated again, forward and backward.
 """
 
+import inspect
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
+import optax
 from jax import lax
 from jax.flatten_util import ravel_pytree
 from jax.typing import DTypeLike
@@ -47,6 +49,16 @@ Relaxation: TypeAlias = Callable[..., Solution]
 `implicit` and `unrolled` make one, and say what the arguments are.
 """
 Probe: TypeAlias = Float[Array, "5"]  # its gradient is (steps, residual, rate, status, error) of the backward solve
+
+
+def check_relaxation(name: str, relax: Relaxation) -> None:
+    """Raise ValueError for something else than a relaxation, such as a solver, or the function that makes one."""
+    told = inspect.signature(relax).parameters.values() if callable(relax) else ()
+    keywords = any(parameter.kind is parameter.VAR_KEYWORD for parameter in told)
+    if not keywords and not {"start", "probe"} <= {parameter.name for parameter in told}:
+        made = "a solver" if isinstance(relax, optax.GradientTransformation) else type(relax).__name__
+        named = getattr(relax, "__name__", made)
+        raise ValueError(f"{name} must be a Relaxation, as implicit() or unrolled(50) makes one, got {named}.")
 
 
 def new_probe(z: State) -> Probe:

@@ -15,7 +15,8 @@ from jaxtyping import Array, Bool, Float
 
 from bptoolkit import trees
 from bptoolkit.fixed_point import Adjoint, Solution, almeida_pineda
-from bptoolkit.learning.losses import Loss, cross_entropy, output_error
+from bptoolkit.fixed_point.adjoints import check_adjoint
+from bptoolkit.learning.losses import Loss, check_loss, cross_entropy, output_error
 from bptoolkit.models.activations import slope
 from bptoolkit.types import Cell, Layer, Model, Params, PyTree
 
@@ -65,8 +66,14 @@ def attribution(
         adjoint: how λ is settled; `almeida_pineda()` if left out.  Check `backward.status`.
 
     Raises:
-        ValueError: a model with neither layers nor a cell that settles.
+        ValueError: something else than a model, a loss or an adjoint; a model with neither layers nor a cell that
+            settles; a target or active outputs of another shape than the logits.
     """
+    if not isinstance(model, Model):
+        raise ValueError(f"attribution needs a Model, got {type(model).__name__}. Make one of a cell by equilibrium.")
+    check_loss(loss)
+    if adjoint is not None:
+        check_adjoint("adjoint", adjoint)
     asked = (target, active, temperature)
     objective = lambda logits: (loss(logits, *asked), output_error(loss)(logits, *asked))
     if model.layers is not None:

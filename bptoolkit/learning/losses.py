@@ -7,6 +7,7 @@ A row of temperature ∞ holds logits to be matched: whatever the loss, its L is
 it is the limit of k T² L as T → ∞, where logits and targets have mean zero: Hinton, Vinyals & Dean, 2015, section 2.1.)
 """
 
+import inspect
 from collections.abc import Callable
 from typing import TypeAlias
 
@@ -33,6 +34,17 @@ Loss: TypeAlias = Callable[..., Float[Array, ""]]
 """The loss of one row: `loss(logits, target, active, temperature)`; `cross_entropy` is one."""
 Logits: TypeAlias = Float[Array, "k"]
 Active: TypeAlias = Bool[Array, "k"] | None
+
+
+def check_loss(loss: Loss) -> None:
+    """Raise ValueError for something else than a loss, such as its name or a function of other arguments."""
+    try:
+        inspect.signature(loss).bind(*["logits", "target", "active", "temperature"])
+    except (TypeError, ValueError) as error:
+        named = getattr(loss, "__name__", type(loss).__name__)
+        raise ValueError(
+            f"loss must be a function of (logits, target, active, temperature), as cross_entropy is one, got {named}."
+        ) from error
 
 
 def cross_entropy(

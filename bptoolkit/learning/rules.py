@@ -5,7 +5,7 @@ import jax.numpy as jnp
 
 from bptoolkit.fixed_point import new_probe
 from bptoolkit.learning.learner import Learner, bare_learner
-from bptoolkit.learning.losses import Loss, cross_entropy, mean_loss
+from bptoolkit.learning.losses import Loss, check_loss, cross_entropy, mean_loss
 from bptoolkit.types import Batch, Info, Key, Memory, Model, Params, PyTree, Settling
 
 __all__ = ["backprop", "probes_of", "told_by"]
@@ -19,12 +19,13 @@ def backprop(model: Model, loss: Loss = cross_entropy) -> Learner:
     how the forward and the backward relaxation of every row ended.
 
     Raises:
-        ValueError: something else than a model.
+        ValueError: something else than a model or a loss.
 
     Reference: Rumelhart, Hinton & Williams (1986), Nature 323; Almeida (1987); Pineda (1987).
     """
     if not isinstance(model, Model):
         raise ValueError(f"backprop needs a Model, got {type(model).__name__}. Make one of a cell by equilibrium.")
+    check_loss(loss)
 
     def gradient(memory: Memory, params: Params, batch: Batch, key: Key) -> tuple[PyTree, Info, Memory]:
         del key

@@ -14,7 +14,7 @@ from bptoolkit import trees
 from bptoolkit.counts import check_whole
 from bptoolkit.fixed_point import Status
 from bptoolkit.learning.learner import Learner, StreamSpec, bare_learner
-from bptoolkit.learning.losses import Loss, cross_entropy, mean_loss
+from bptoolkit.learning.losses import Loss, check_loss, cross_entropy, mean_loss
 from bptoolkit.learning.rules import probes_of, told_by
 from bptoolkit.models.equilibrium import settling
 from bptoolkit.types import Batch, Info, Key, Model, Params, PyTree, State
@@ -45,10 +45,14 @@ def warm_backprop(model: Model, rows: int, loss: Loss = cross_entropy) -> Learne
         loss: as for `backprop`.
 
     Raises:
-        ValueError: a model that does not settle; rows that are no whole number of at least 1.
+        ValueError: a model that does not settle; something else than a loss; rows that are no whole number of at
+            least 1.
     """
+    if not isinstance(model, Model):
+        raise ValueError(f"warm_backprop needs a Model, got {type(model).__name__}. Make one of a cell by equilibrium.")
     if model.cell is None or model.cell.settle is None:
         raise ValueError("warm_backprop needs a model that settles, got one without cell. Take backprop(model).")
+    check_loss(loss)
     check_whole(1, "Take len(dataset.train.y).", rows=rows)
     cell, settle = model.cell, model.cell.settle
 

@@ -2,11 +2,11 @@
 
 import jax
 import jax.numpy as jnp
-import optax
 from jaxtyping import Array, Float
 
 from bptoolkit import trees
-from bptoolkit.fixed_point import Relaxation, Solution, implicit, unrolled
+from bptoolkit.fixed_point import Relaxation, Solution, implicit
+from bptoolkit.fixed_point.relax import check_relaxation
 from bptoolkit.types import Cell, Info, Model, Params, PyTree, Settling, State
 
 __all__ = ["equilibrium", "settling"]
@@ -33,12 +33,8 @@ def equilibrium(cell: Cell, relax: Relaxation | None = None) -> Model:
         raise ValueError(
             f"equilibrium needs a Cell, got {type(cell).__name__}. Make one with rate_cell, or cell_from_nnx of a step."
         )
-    if relax is implicit or relax is unrolled or isinstance(relax, optax.GradientTransformation):
-        raise ValueError(
-            "relax must be what implicit(…) or unrolled(…) returns, such as implicit(picard()) or unrolled(50), got "
-            f"{'a solver' if isinstance(relax, tuple) else 'that function itself'}."
-        )
     relax = implicit() if relax is None else relax
+    check_relaxation("relax", relax)
 
     def settle(
         params: Params,

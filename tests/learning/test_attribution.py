@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bptoolkit.fixed_point import Status, Stop, almeida_pineda, dense, implicit, picard
+from bptoolkit.fixed_point import Status, Stop, almeida_pineda, dense, gmres, implicit, picard
 from bptoolkit.learning.attribution import attribution, weight_gradient
 from bptoolkit.learning.losses import cross_entropy, squared_error
 from bptoolkit.models import activations, cell_from_nnx, convnet, equilibrium, from_linen, hopfield_cell, mlp, rate_cell
@@ -129,7 +129,7 @@ def test_a_network_that_is_not_transposed_gives_another_error(key):
     z = model.cell.settle(params, X).value
     forward = jax.linearize(lambda z: model.cell.step(params, X, z), z)[1]
     right = attribution(model, params, X, TARGET, adjoint=adjoint)
-    wrong = attribution(model, params, X, TARGET, adjoint=lambda matvec, g: adjoint(forward, g))
+    wrong = attribution(model, params, X, TARGET, adjoint=lambda matvec, g, **known: adjoint(forward, g))
     gap = np.linalg.norm(wrong.errors[0] - right.errors[0]) / np.linalg.norm(right.errors[0])
     assert gap > 0.05
 
@@ -190,6 +190,23 @@ def test_a_cell_that_nothing_settles_is_refused(key):
     model = Model(cell.init, lambda params, x: (x, None), cell=cell)
     with pytest.raises(ValueError, match="layers or a settled cell"):
         attribution(model, model.init(key), X, TARGET)
+
+
+@pytest.mark.parametrize(
+    ("given", "sentence"),
+    [
+        ({"model": SETTLED["rate"]}, "attribution needs a Model, got Cell. Make one of a cell by equilibrium"),
+        ({"adjoint": gmres}, "adjoint must be an Adjoint, .*, got gmres"),
+        ({"adjoint": "dense"}, "adjoint must be an Adjoint, .*, got str"),
+        ({"loss": "ce"}, r"loss must be a function of \(logits, target, active, temperature\), .*, got str"),
+        ({"target": 1}, r"(?s)got \(3,\), \(\) and \(3,\).*jax.nn.one_hot"),
+    ],
+)
+def test_what_no_error_comes_of_is_refused(given, sentence, key):
+    model = settled_model(SETTLED["rate"])
+    asked = {"model": model, "params": model.init(key), "x": X, "target": TARGET} | given
+    with pytest.raises(ValueError, match=sentence):
+        attribution(**asked)
 
 
 def test_a_flax_step_has_errors_too(key):

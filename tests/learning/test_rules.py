@@ -22,6 +22,14 @@ def batch(key):
     return rows._replace(weight=jax.random.uniform(w_key, (5,), minval=0.5, maxval=2.0))
 
 
+@pytest.mark.parametrize("loss", ["ce", None, 0.5, lambda logits, target: 0.0, equilibrium(CELL)], ids=type)
+def test_a_loss_that_is_none_is_refused(loss):
+    with pytest.raises(
+        ValueError, match=r"loss must be a function of \(logits, target, active, temperature\), as .*, got"
+    ):
+        backprop(mlp(4, 3), loss)
+
+
 def gradient_of(learner, params, batch):
     grads, info, memory = jax.jit(learner.gradient)((), params, batch, jax.random.key(9))
     assert memory == ()

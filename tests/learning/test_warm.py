@@ -82,6 +82,8 @@ def test_training_ends_at_the_same_weights_in_fewer_steps():
     ("make", "sentence"),
     [
         (lambda: warm_backprop(mlp(4, 3), 5), "needs a model that settles"),
+        (lambda: warm_backprop("x", 3), "warm_backprop needs a Model, got str. Make one of a cell by equilibrium"),
+        (lambda: warm_backprop(MODEL, 5, "ce"), r"loss must be a function of \(logits, .*, got str"),
         (lambda: warm_backprop(MODEL, 0), "rows must be at least 1, got 0. Take len"),
         (lambda: warm_backprop(MODEL, 2.5), "rows must be a whole number, got 2.5. Take len"),
         (lambda: warm_backprop(MODEL, True), "rows must be a whole number, got True"),

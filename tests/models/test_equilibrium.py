@@ -4,9 +4,10 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
-from bptoolkit.fixed_point import Status, Stop, dense, implicit, new_probe, picard, unrolled
+from bptoolkit.fixed_point import Status, Stop, dense, gmres, implicit, new_probe, one_step, picard, unrolled
 from bptoolkit.learning import backprop
 from bptoolkit.models import equilibrium, hopfield_cell, mlp, rate_cell
 from bptoolkit.types import Cell
@@ -121,14 +122,27 @@ def test_a_state_may_be_a_tree(key):
     ("make", "sentence"),
     [
         (lambda: equilibrium(mlp(4, 5, 3)), "equilibrium needs a Cell, got Model"),
+        (lambda: equilibrium(rate_cell(4, 5, 3), picard()), "relax must be a Relaxation, .* got a solver"),
+        (lambda: equilibrium(rate_cell(4, 5, 3), optax.sgd(1.0)), "relax must be a Relaxation, .* got a solver"),
         (
-            lambda: equilibrium(rate_cell(4, 5, 3), picard()),
-            r"what implicit\(…\) or unrolled.*got a solver",
+            lambda: equilibrium(rate_cell(4, 5, 3), implicit),
+            r"as implicit\(\) or unrolled\(50\) makes one, got implicit",
         ),
-        (lambda: equilibrium(rate_cell(4, 5, 3), implicit), "got that function itself"),
+        (lambda: equilibrium(rate_cell(4, 5, 3), unrolled), "relax must be a Relaxation, .* got unrolled"),
+        (lambda: equilibrium(rate_cell(4, 5, 3), picard), "relax must be a Relaxation, .* got picard"),
+        (lambda: equilibrium(rate_cell(4, 5, 3), gmres()), "relax must be a Relaxation, .* got adjoint"),
+        (lambda: equilibrium(rate_cell(4, 5, 3), one_step()), "relax must be a Relaxation, .* got Biased"),
+        (lambda: equilibrium(rate_cell(4, 5, 3), "implicit"), "relax must be a Relaxation, .* got str"),
         (lambda: backprop(rate_cell(4, 5, 3)), "backprop needs a Model, got Cell"),
     ],
 )
 def test_parts_in_the_wrong_place_are_refused(make, sentence):
     with pytest.raises(ValueError, match=sentence):
         make()
+
+
+def test_a_relaxation_of_ones_own_passes():
+    """One by its arguments, one that hands on what it gets, and one whose gradient is biased."""
+    own = lambda f, args, z0, *, start=None, probe=None: implicit()(f, args, z0, start=start, probe=probe)
+    for relax in (own, lambda *args, **options: implicit()(*args, **options), unrolled(5, truncate=2)):
+        assert equilibrium(rate_cell(4, 5, 3), relax).cell.settle is not None
