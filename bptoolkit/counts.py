@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from jax.core import Tracer
 
-__all__ = ["check_whole", "fails", "written"]
+__all__ = ["check_whole", "fails", "positive", "written"]
 
 
 def check_whole(least: int = 1, advice: str = "", /, **sizes: Any) -> None:
@@ -36,3 +36,8 @@ def written(value: Any) -> bool:
 def fails(holds: Callable[..., Any], *values: Any) -> bool:
     """Whether numbers that are all written do not hold; NaN is to hold nowhere, and what is traced passes."""
     return all(map(written, values)) and not np.all(holds(*map(np.asarray, values)))
+
+
+def positive(value: np.ndarray) -> np.ndarray:
+    """Whether a number is positive and finite, for `fails`."""
+    return (value > 0) & (value < np.inf)

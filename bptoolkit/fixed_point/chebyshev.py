@@ -4,10 +4,12 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jaxtyping import Array, Float, Int
 
 from bptoolkit import trees
+from bptoolkit.counts import fails
 from bptoolkit.fixed_point.solve import norm
 from bptoolkit.fixed_point.solvers import Solver
 from bptoolkit.types import PyTree, State
@@ -54,7 +56,7 @@ def chebyshev(low: Float[Array, ""] | float | None = None, high: Float[Array, ""
     """
     if (low is None) != (high is None):
         raise ValueError(f"chebyshev needs both bounds or none, got low={low}, high={high}.")
-    if isinstance(low, int | float) and isinstance(high, int | float) and not low < high < 1:
+    if low is not None and fails(lambda low, high: (-np.inf < low) & (low < high) & (high < 1), low, high):
         raise ValueError(f"chebyshev needs low < high < 1, got [{low}, {high}]. An eigenvalue of 1 has no fixed point.")
     given = low is not None
     shift, radius = 1.0, FIRST

@@ -9,13 +9,14 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax import lax
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Bool, Float, Inexact, Int
 
 from bptoolkit import trees
-from bptoolkit.counts import check_whole
+from bptoolkit.counts import check_whole, fails, positive
 from bptoolkit.types import PyTree, State
 
 __all__ = ["Solver", "anderson", "damped", "picard", "relaxation"]
@@ -61,7 +62,7 @@ def damped(damping: Float[Array, ""] | float) -> Solver:
     Raises:
         ValueError: a damping outside [0, 1).
     """
-    if isinstance(damping, int | float) and not 0 <= damping < 1:
+    if fails(lambda d: (d >= 0) & (d < 1), damping):
         raise ValueError(f"damping must be in [0, 1), got {damping}. Take 0 for plain iteration.")
     return relaxation(1.0 - damping)
 
@@ -85,15 +86,15 @@ def relaxation(dt: Float[Array, ""] | float | None = None) -> Solver:
         dt: positive step length; may be traced.
 
     Raises:
-        ValueError: a dt that is not positive.
+        ValueError: a dt that is not positive and finite.
 
     Reference: Almeida (1987), IEEE ICNN; Pineda (1987), Physical Review Letters 59; Barzilai & Borwein (1988), IMA
     Journal of Numerical Analysis 8 (the step length).
     """
     if dt is None:
         return optax.GradientTransformationExtraArgs(_pace, _euler)
-    if isinstance(dt, int | float) and not dt > 0:
-        raise ValueError(f"dt must be positive, got {dt}. Take dt in (0, 1]; 1 is plain iteration.")
+    if fails(positive, dt):
+        raise ValueError(f"dt must be positive and finite, got {dt}. Take dt in (0, 1]; 1 is plain iteration.")
 
     def update(updates, state, params=None, **extra):  # optax's names: the residual, nothing, and z
         del params, extra
@@ -158,11 +159,13 @@ def anderson(depth: int = 5, ridge: float = 1e-8) -> Solver:
             from it; never less than four units of rounding.
 
     Raises:
-        ValueError: a depth that is no whole number of at least 1.
+        ValueError: a depth that is no whole number of at least 1, a ridge that is negative or not finite.
 
     Reference: Walker & Ni (2011), SIAM J. Numer. Anal. 49.
     """
     check_whole(1, "Take 5; 1 is plain iteration.", depth=depth)
+    if fails(lambda ridge: (ridge >= 0) & (ridge < np.inf), ridge):
+        raise ValueError(f"ridge must be at least 0 and finite, got {ridge}. Take 1e-8, or 0 for the least.")
 
     def init(params: PyTree) -> History:
         flat = ravel_pytree(params)[0]

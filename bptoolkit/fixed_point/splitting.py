@@ -17,6 +17,7 @@ import optax
 from jaxtyping import Array, Float
 
 from bptoolkit import trees
+from bptoolkit.counts import fails, positive
 from bptoolkit.fixed_point.solvers import Solver
 from bptoolkit.types import State
 
@@ -49,10 +50,12 @@ def forward_backward(alpha: Float[Array, ""] | float, proximal: Proximal = jax.n
             relu, or a clip to bounds.  A sigmoid or tanh is a proximal map at α = 1 only.
 
     Raises:
-        ValueError: alpha that is not positive; from the update, `resolvent` is missing.
+        ValueError: alpha that is not positive and finite; from the update, `resolvent` is missing.
     """
-    if isinstance(alpha, int | float) and not alpha > 0:
-        raise ValueError(f"alpha must be positive, got {alpha}. Take less than 2 m / L², with L the norm of I − W.")
+    if fails(positive, alpha):
+        raise ValueError(
+            f"alpha must be positive and finite, got {alpha}. Take less than 2 m / L², with L the norm of I − W."
+        )
 
     def update(updates, state, params=None, **extra):  # optax's names: the residual, nothing, and z
         del updates

@@ -19,7 +19,7 @@ from jax import lax
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Complex, Float, Inexact
 
-from bptoolkit.counts import check_whole
+from bptoolkit.counts import check_whole, fails, positive
 from bptoolkit.fixed_point.solve import norm
 from bptoolkit.types import Key, PyTree, State
 
@@ -217,9 +217,9 @@ def automatic_dt(
     Raises:
         ValueError: a safety outside (0, 1), a largest that is not positive.
     """
-    if isinstance(safety, int | float) and not 0 < safety < 1:
+    if fails(lambda share: (share > 0) & (share < 1), safety):
         raise ValueError(f"safety must be in (0, 1), got {safety}. Take 0.9.")
-    if isinstance(largest, int | float) and not largest > 0:
+    if fails(lambda dt: dt > 0, largest):
         raise ValueError(f"largest must be positive, got {largest}. Take 1, which is plain iteration.")
     values = ritz(f, args, z, size=size, key=key).values
     calm = jnp.where(values.real >= 1, jnp.zeros_like(values), values)  # λ = 0 bears any dt up to 2
@@ -265,12 +265,14 @@ def spectral_normalise(
         steps, start: as in `singular_vector`.
 
     Raises:
-        ValueError: a bound that is not positive.
+        ValueError: a bound that is not positive and finite.
 
     Reference: Miyato et al. (2018), ICLR, "Spectral Normalization for Generative Adversarial Networks".
     """
-    if isinstance(bound, int | float) and not bound > 0:
-        raise ValueError(f"bound must be positive, got {bound}. Below 1, a step with slopes up to 1 contracts.")
+    if fails(positive, bound):
+        raise ValueError(
+            f"bound must be positive and finite, got {bound}. Below 1, a step with slopes up to 1 contracts."
+        )
     v = singular_vector(w, steps=steps, start=start)
     wide, limit = w.astype(v.dtype), jnp.asarray(bound, v.dtype)
     u = _unit(lax.stop_gradient(wide) @ v)
@@ -301,12 +303,12 @@ def monotone(a: Float[Array, "k n"], b: Float[Array, "n n"], m: Real) -> Float[A
         m: how strongly monotone, positive; eigenvalues of W keep 1 − m as the bound of their real parts.
 
     Raises:
-        ValueError: an m that is not positive.
+        ValueError: an m that is not positive and finite.
 
     Reference: Winston & Kolter (2020), NeurIPS, "Monotone operator equilibrium networks".
     """
-    if isinstance(m, int | float) and not m > 0:
-        raise ValueError(f"m must be positive, got {m}. The published networks take 1, or less.")
+    if fails(positive, m):
+        raise ValueError(f"m must be positive and finite, got {m}. The published networks take 1, or less.")
     eye = jnp.eye(len(b), dtype=b.dtype)
     return (1 - jnp.asarray(m, b.dtype)) * eye - a.T @ a + b - b.T
 

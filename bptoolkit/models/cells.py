@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from bptoolkit.counts import fails, positive
 from bptoolkit.fixed_point import symmetric
 from bptoolkit.models.activations import Activation, Elementwise, check_activation, steepest, tanh
 from bptoolkit.models.mlp import check_sizes, dense, uniform_fan_in
@@ -36,7 +37,7 @@ def rate_cell(inputs: int, units: int, outputs: int, *, activation: Elementwise 
         gain: Lipschitz constant of the step at the start; below 1 for a unique fixed point.
 
     Raises:
-        ValueError: a size below one, a gain that is not positive, an activation that is no function.
+        ValueError: a size below one, a gain that is not positive and finite, an activation that is no function.
 
     Reference: Almeida (1987), IEEE ICNN; Pineda (1987), Physical Review Letters 59.
     """
@@ -98,8 +99,8 @@ def _cell(
     """A cell whose W is effective(params["w"]); `recurrent` draws one of spectral norm 1."""
     check_activation(activation)
     check_sizes("A cell", sizes)
-    if not gain > 0:
-        raise ValueError(f"gain must be positive, got {gain}. Below 1 the network settles from any state.")
+    if fails(positive, gain):
+        raise ValueError(f"gain must be positive and finite, got {gain}. Below 1 the network settles from any state.")
     inputs, units, outputs = sizes
 
     def init(key: Key) -> Params:

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from bptoolkit.counts import fails, positive
 from bptoolkit.models.activations import Elementwise, check_activation, steepest, tanh
 from bptoolkit.models.convnet import convolution, patches
 from bptoolkit.models.mlp import check_sizes, dense, uniform_fan_in
@@ -60,8 +61,8 @@ def conv_cell(
         raise ValueError(f"conv_cell needs a shape (height, width) or (height, width, colours), got {shape}.")
     check_activation(activation)
     check_sizes("conv_cell", (*shape, channels, outputs, kernel, stride, *(() if pool is None else (pool,))))
-    if not gain > 0:
-        raise ValueError(f"gain must be positive, got {gain}. Below 1 the network settles from any state.")
+    if fails(positive, gain):
+        raise ValueError(f"gain must be positive and finite, got {gain}. Below 1 the network settles from any state.")
     height, width, colours = (*shape, 1)[:3]
     rows, columns = -(-height // stride), -(-width // stride)
     window = (rows, columns) if pool is None else (pool, pool)

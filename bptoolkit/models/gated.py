@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from bptoolkit.counts import fails, positive
 from bptoolkit.models.mlp import check_sizes, dense, uniform_fan_in
 from bptoolkit.types import Cell, Key, Params
 
@@ -39,8 +40,10 @@ def gated_cell(inputs: int, units: int, outputs: int, *, gain: float = 0.5) -> C
     EMNLP.
     """
     check_sizes("gated_cell", (inputs, units, outputs))
-    if not gain > 0:
-        raise ValueError(f"gain must be positive, got {gain}. Below 1 the network settles from any state in its range.")
+    if fails(positive, gain):
+        raise ValueError(
+            f"gain must be positive and finite, got {gain}. Below 1 the network settles from any state in its range."
+        )
 
     def init(key: Key) -> Params:
         w, u, b, r, s, q, v, c = jax.random.split(key, 8)

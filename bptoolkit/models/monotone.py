@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
+from bptoolkit.counts import fails, positive
 from bptoolkit.fixed_point.splitting import Resolvent
 from bptoolkit.fixed_point.stability import monotone
 from bptoolkit.models.activations import relu
@@ -40,12 +41,12 @@ def monotone_cell(inputs: int, units: int, outputs: int, *, m: float = 1.0, alph
             on L = ‖I − W‖ that follows the weights: a fixed α is slow where training has made W many times larger.
 
     Raises:
-        ValueError: a size below one; m or alpha that is not positive.
+        ValueError: a size below one; m or alpha that is not positive and finite.
     """
     check_sizes("monotone_cell", (inputs, units, outputs))
     for name, number in {"m": m, "alpha": alpha}.items():
-        if isinstance(number, int | float) and not number > 0:
-            raise ValueError(f"{name} must be positive, got {number}. Leave it out to begin with.")
+        if number is not None and fails(positive, number):
+            raise ValueError(f"{name} must be positive and finite, got {number}. Leave it out to begin with.")
 
     def init(key: Key) -> Params:
         a, s, u, b, v, c = jax.random.split(key, 6)

@@ -365,6 +365,35 @@ def test_no_error_has_the_adjoint_state_zero_from_any_start():
     assert (solution.value == 0).all()
 
 
+WRONG = {
+    "damping": (damped, (-0.5, 1.0), r"damping must be in \[0, 1\), got"),
+    "dt": (relaxation, (-1.0, 0.0, np.inf), "dt must be positive and finite, got"),
+    "ridge": (lambda ridge: anderson(5, ridge), (-1.0, np.inf), "ridge must be at least 0 and finite, got"),
+    "chebyshev's low": (lambda low: chebyshev(low, 0.9), (0.95, -np.inf), "chebyshev needs low < high < 1, got"),
+    "chebyshev's high": (lambda high: chebyshev(0.5, high), (1.5, 0.2), "chebyshev needs low < high < 1, got"),
+    "alpha": (fp.forward_backward, (-1.0, 0.0, np.inf), "alpha must be positive and finite, got"),
+    "bound": (lambda b: fp.spectral_normalise(jnp.eye(2), b), (-0.5, np.inf), "bound must be positive and finite, got"),
+    "m": (lambda m: fp.monotone(jnp.eye(2), jnp.eye(2), m), (-1.0, np.inf), "m must be positive and finite, got"),
+    "safety": (lambda s: fp.automatic_dt(*LINEAR, safety=s), (-0.5, 1.0), r"safety must be in \(0, 1\), got"),
+    "largest": (lambda dt: fp.automatic_dt(*LINEAR, largest=dt), (-1.0, 0.0), "largest must be positive, got"),
+}
+
+
+@pytest.mark.parametrize("kind", [float, np.float32, np.float64, np.asarray, jnp.float32])
+@pytest.mark.parametrize("name", WRONG)
+@pytest.mark.parametrize("transform", [lambda f: f(), lambda f: jax.jit(f)()], ids=["eager", "inside jit"])
+def test_a_written_number_out_of_range_is_refused_whatever_its_type(name, kind, transform):
+    build, wrong, sentence = WRONG[name]
+    for number in map(kind, (*wrong, np.nan)):
+        with pytest.raises(ValueError, match=sentence):
+            transform(lambda number=number: build(number))
+
+
+@pytest.mark.parametrize("name", sorted(WRONG.keys() - {"ridge"}))
+def test_a_traced_number_passes(name):
+    jax.eval_shape(lambda value: jax.tree.leaves(WRONG[name][0](value)) and 0.0, -0.5)
+
+
 LINEAR = (lambda args, z: args @ z, jnp.eye(2), jnp.ones(2))
 WHOLE = {
     "anderson's depth": (anderson, "Take 5"),

@@ -190,5 +190,5 @@ def test_a_missing_resolvent_is_a_sentence(solver):
 
 
 def test_a_step_length_that_is_not_positive_is_refused():
-    with pytest.raises(ValueError, match="alpha must be positive, got 0"):
+    with pytest.raises(ValueError, match="alpha must be positive and finite, got 0"):
         forward_backward(0)

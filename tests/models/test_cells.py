@@ -111,7 +111,8 @@ def test_one_hopfield_unit_has_no_recurrence(key):
 
 @every
 @pytest.mark.parametrize(
-    ("sizes", "gain", "sentence"), [((3, 0, 2), 0.5, "one or more"), ((3, 4, 2), -1.0, "gain must")]
+    ("sizes", "gain", "sentence"),
+    [((3, 0, 2), 0.5, "one or more"), ((3, 4, 2), -1.0, "gain must"), ((3, 4, 2), jnp.inf, "gain must")],
 )
 def test_sizes_and_gains_that_do_not_fit_are_refused(make, sizes, gain, sentence):
     with pytest.raises(ValueError, match=sentence):

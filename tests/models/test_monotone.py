@@ -210,7 +210,14 @@ def test_a_model_of_it_gives_one_gradient_whether_examples_come_alone_or_togethe
 
 @pytest.mark.parametrize(
     ("sizes", "options", "sentence"),
-    [((3, 0, 2), {}, "one or more"), ((3, 4, 2), {"m": 0.0}, "m must"), ((3, 4, 2), {"alpha": -1.0}, "alpha must")],
+    [
+        ((3, 0, 2), {}, "one or more"),
+        ((3, 4, 2), {"m": 0.0}, "m must"),
+        ((3, 4, 2), {"m": np.float32(-1)}, "m must"),
+        ((3, 4, 2), {"m": jnp.inf}, "m must"),
+        ((3, 4, 2), {"alpha": -1.0}, "alpha must"),
+        ((3, 4, 2), {"alpha": jnp.float32(-1)}, "alpha must"),
+    ],
 )
 def test_numbers_that_do_not_fit_are_refused(sizes, options, sentence):
     with pytest.raises(ValueError, match=sentence):
