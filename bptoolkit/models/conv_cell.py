@@ -57,7 +57,7 @@ def conv_cell(
             activation that is no function, a pool that does not divide height and width of the state, or (from the
             step) another image.
     """
-    if len(shape) not in (2, 3):
+    if not isinstance(shape, tuple | list) or len(shape) not in (2, 3):
         raise ValueError(f"conv_cell needs a shape (height, width) or (height, width, colours), got {shape}.")
     check_activation(activation)
     check_sizes("conv_cell", (*shape, channels, outputs, kernel, stride, *(() if pool is None else (pool,))))

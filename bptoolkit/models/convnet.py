@@ -48,8 +48,11 @@ def convnet(
         ValueError: a shape of other than two or three axes, a size below one, an activation that is
             no function, or (from `apply`) another image.
     """
-    if len(shape) not in (2, 3):
+    if not isinstance(shape, tuple | list) or len(shape) not in (2, 3):
         raise ValueError(f"convnet needs a shape (height, width) or (height, width, colours), got {shape}.")
+    for name, sizes in {"channels": channels, "hidden": hidden}.items():
+        if not isinstance(sizes, tuple | list):
+            raise ValueError(f"{name} must be a tuple of sizes, one a layer, got {sizes!r}. Write ({sizes},) for one.")
     check_activation(activation)
     check_sizes("convnet", (*shape, outputs, *channels, *hidden, kernel, stride))
     draw = uniform_fan_in if init is None else init

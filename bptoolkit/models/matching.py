@@ -4,6 +4,7 @@ from collections.abc import Callable
 from math import prod
 
 import jax
+import numpy as np
 
 from bptoolkit.types import Cell, Model
 
@@ -29,7 +30,7 @@ def matched_units(make: Callable[[int], Model | Cell], like: Model | Cell | int)
     Raises:
         ValueError: one unit alone has more parameters than that, or more units do not mean more parameters.
     """
-    wanted = like if isinstance(like, int) else count_parameters(like)
+    wanted = int(like) if isinstance(like, int | np.integer) else count_parameters(like)
     count = lambda units: count_parameters(make(units))
     if count(1) > wanted:
         raise ValueError(f"Even one unit has {count(1)} parameters, wanted {wanted}. Match a larger net.")

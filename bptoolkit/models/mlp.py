@@ -103,5 +103,5 @@ def uniform_fan_in(key: Key, shape: tuple[int, ...], fan_in: int) -> Float[Array
 def check_sizes(name: str, sizes: tuple[int, ...]) -> None:
     """Raise unless every size is a positive integer."""
     for size in sizes:
-        if not isinstance(size, int | np.integer) or size < 1:
+        if isinstance(size, bool) or not isinstance(size, int | np.integer) or size < 1:
             raise ValueError(f"{name} needs sizes of one or more, as integers, got {size!r} in {sizes}.")

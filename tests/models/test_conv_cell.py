@@ -117,6 +117,7 @@ def test_an_image_may_come_flat(key):
         ((8, 8), {"kernel": 0}, "one or more"),
         ((8, 8), {"pool": 0}, "one or more"),
         ((8, 8), {"pool": 3}, "pool must divide height and width of the state, 8 and 8, got 3"),
+        (64, {}, r"conv_cell needs a shape \(height, width\)"),
         ((8, 8), {"gain": 0.0}, "gain must be positive and finite"),
         ((8, 8), {"gain": float("inf")}, "gain must be positive and finite"),
     ],

@@ -49,8 +49,15 @@ def test_an_image_of_another_shape_is_refused(shape, key):
 
 
 @pytest.mark.parametrize(
-    ("shape", "options"), [((28,), {}), ((2, 2, 2, 2), {}), ((8, 8), {"channels": (0,)}), ((8, 8), {"stride": 0})]
+    ("shape", "options"),
+    [((28,), {}), (64, {}), ((2, 2, 2, 2), {}), ((8, 8), {"channels": (0,)}), ((8, 8), {"stride": 0})],
 )
 def test_sizes_that_do_not_fit_are_refused(shape, options):
     with pytest.raises(ValueError, match="convnet needs"):
         convnet(shape, 10, **options)
+
+
+@pytest.mark.parametrize("name", ["channels", "hidden"])
+def test_one_number_in_place_of_a_tuple_is_refused(name):
+    with pytest.raises(ValueError, match=rf"{name} must be a tuple of sizes, .*, got 16. Write \(16,\)"):
+        convnet((8, 8), 10, **{name: 16})

@@ -24,7 +24,7 @@ def test_counts_are_those_of_the_arrays_drawn(key):
 
 
 @pytest.mark.parametrize("name", MAKERS)
-@pytest.mark.parametrize("wanted", [40, 505, 700])
+@pytest.mark.parametrize("wanted", [40, 505, np.int64(700)])
 def test_no_other_number_of_units_is_nearer(name, wanted):
     make = MAKERS[name]
     distances = [abs(count_parameters(make(units)) - wanted) for units in range(1, 70)]

@@ -67,6 +67,7 @@ def test_uniform_fan_in_takes_the_default_float_type(key):
         ((), "sizes of input and output"),
         ((4, 0, 2), "one or more"),
         ((4, 2.5), "one or more"),
+        ((True, 3), "one or more, as integers, got True"),
     ],
 )
 def test_sizes_that_do_not_fit_are_refused(sizes, sentence):
