@@ -183,7 +183,9 @@ def _log_probabilities(logits: Logits, active: Bool[Array, "k"], temperature) ->
     return shifted - jnp.log(jnp.where(jnp.any(active), total, 1))  # a row with none active has no logarithm
 
 
-def _one_row(logits, target, active: Active, temperature=1.0) -> tuple[Logits, Array, Bool[Array, "k"]]:
+def _one_row(
+    logits, target, active: Active, temperature: Float[Array, ""] | float = 1.0
+) -> tuple[Logits, Array, Bool[Array, "k"]]:
     """Logits, target and active outputs as arrays of one axis, refused where broadcasting would make sense of others.
 
     Looks at shapes and at a written temperature alone: nothing is left of it in a compiled program.
