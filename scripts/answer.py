@@ -22,6 +22,7 @@ from bptoolkit.runs.figures import style
 from bptoolkit.runs.figures.effects import effects
 from bptoolkit.runs.flat import flat
 from bptoolkit.runs.record import read_json, replacing, write_json
+from bptoolkit.runs.recorded import require_finished
 from bptoolkit.runs.sweep import STATES, load_sweep, points
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -55,6 +56,8 @@ def answer(folders: Sequence[Path], sweeps: Sequence[Path], base: str, out: Path
     if not folders:
         raise ValueError("An answer needs at least one run folder, got none.")
     configs = [runs.load_config(folder) for folder in folders]
+    for folder in folders:
+        require_finished(folder)
     tries = [tried(folder) for folder in sweeps]
     asked = [config["experiment"] for config in (*configs, *(one["config"] for one in tries))]
     if len(set(asked)) > 1:

@@ -19,6 +19,7 @@ from committed_tables import TABLES
 
 from bptoolkit import runs
 from bptoolkit.runs.environment import provenance
+from bptoolkit.runs.recorded import require_finished
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "experiments" / "results"
@@ -81,6 +82,7 @@ def section(found: re.Match) -> str:
 def keep(folder: Path) -> None:
     """Copy what the pages show of a run, with where and how it was made."""
     config, environment = runs.load_config(folder), runs.load_environment(folder)
+    require_finished(folder)
     name = config["experiment"].rsplit(".", 1)[-1]
     record = runs.load_summary(folder) | {"config": config, "made": provenance(environment)}
     RESULTS.mkdir(exist_ok=True)

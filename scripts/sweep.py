@@ -31,12 +31,12 @@ from run import WIDTH, Options, choose, guarded, leave, parse, settle, watcher_o
 from bptoolkit import continual as cl
 from bptoolkit import runs
 from bptoolkit.continual.choose import how_chosen
-from bptoolkit.runs.chosen import CHOICE, choice_of
+from bptoolkit.runs.chosen import choice_of
 from bptoolkit.runs.devices import cache_folder
 from bptoolkit.runs.fields import Count, check_fields
 from bptoolkit.runs.processes import fatal, is_leader
 from bptoolkit.runs.record import write_json
-from bptoolkit.runs.sweep import Cell, Define, Swept, best, plan, sweep, undecided
+from bptoolkit.runs.sweep import CHOICE, Cell, Define, Swept, best, plan, sweep, undecided
 
 ON_TEST = (
     "Chosen on the test rows, so the figure of a chosen point is too good: run it with other seeds, or sweep with "

@@ -1,5 +1,7 @@
 """What a new user copies first has to work as it stands: the README's example, and the docs' example of a strategy."""
 
+import importlib
+import json
 import os
 import re
 import shutil
@@ -12,8 +14,9 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from bptoolkit import data, learning, models
+from bptoolkit import data, learning, models, runs
 from bptoolkit.learning.learner import rows_of
+from bptoolkit.runs.record import write_json
 
 ROOT = Path(__file__).parents[1]
 
@@ -117,6 +120,40 @@ def test_a_place_that_cannot_be_filled_is_one_sentence(checked, change, sentence
     assert ran.returncode == 2
     assert re.search(sentence, ran.stderr)
     assert len(ran.stderr.splitlines()) == 1
+
+
+@pytest.fixture
+def script(monkeypatch, tmp_path):
+    """scripts/readme.py on a repository of its own, of one page that shows the results of split_digits."""
+    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
+    module = importlib.import_module("readme")
+    monkeypatch.setattr(module, "ROOT", tmp_path)
+    monkeypatch.setattr(module, "RESULTS", tmp_path / "results")
+    (tmp_path / "results").mkdir()
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "README.md").write_text("<!-- results: split_digits -->\n<!-- end of results -->\n", "utf-8")
+    return module
+
+
+def run_of(path, name="split_digits", state="finished"):
+    """The folder of a run with a summary in which nothing was run, and its record."""
+    folder = runs.open_run(path, {"experiment": f"experiments.{name}", "config": {}}).folder
+    rows = {"rows": [], "not_run": [["static", "naive", "class"]]}
+    write_json(folder / "summary.json", {"level": 0.95, "seeds": 2, "tasks": 5, "question": None} | rows)
+    runs.finish(folder, state)
+    return folder
+
+
+def test_a_finished_run_is_adopted_into_results_and_page(script, tmp_path):
+    assert script.main(adopt=run_of(tmp_path / "run")) == 0
+    assert json.loads((tmp_path / "results" / "split_digits.json").read_text())["seeds"] == 2
+    assert "Not run: static/naive/class." in (tmp_path / "README.md").read_text("utf-8")
+
+
+def test_a_run_that_has_not_finished_is_not_adopted(script, tmp_path, capsys):
+    assert script.main(adopt=run_of(tmp_path / "run", state="failed")) == 2
+    assert "must hold a finished run, got one that is failed" in capsys.readouterr().err
+    assert not list((tmp_path / "results").iterdir())
 
 
 def test_a_run_that_is_not_there_cannot_be_adopted():

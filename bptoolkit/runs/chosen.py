@@ -11,14 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 from bptoolkit.continual.experiment import Experiment
 from bptoolkit.runs.record import RunError, read_json
-from bptoolkit.runs.sweep import best, label
+from bptoolkit.runs.sweep import CHOICE, best, label
 
 if TYPE_CHECKING:
     import xarray
 
 __all__ = ["choice_of", "load_choice", "with_choice"]
-
-CHOICE = "chosen.json"  # in a sweep's folder
 
 
 def choice_of(results: "xarray.Dataset", how: str) -> dict[str, Any]:

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 CONFIG, ENVIRONMENT, RESULTS = "config.json", "environment.json", "results.nc"
 UNFINISHED = "unfinished"  # a folder: what a run that was broken off is taken up from
+FOUND = (RESULTS, "summary.json", "report.html", "tables.md", "tables.tex", "figures")  # what a run has found
+TRAINED = (UNFINISHED, "params")  # what a run goes on with
 AXES = ("net", "strategy", "scenario", "seed", "after", "on")  # of the variable `accuracy`
 STATES = ("finished", "failed", "interrupted")
 
@@ -48,12 +50,13 @@ def open_run(folder: Path | str, config: Mapping[str, Any], *, again: bool = Fal
     """Claim `folder` for the run that `config` describes, and record where and when it starts.
 
     A folder in which this very run has finished is returned untouched with `found` true, unless `again`.  Where it was
-    broken off, what it left is kept for it to be taken up, and the record tells of the earlier starts too.
+    broken off, what it left is kept for it to be taken up, and the record tells of the earlier starts too.  What an
+    earlier start has found is removed before that: no result ever lies beside the record of another start.
 
     Args:
         folder: the run's own folder, made if it is missing; usually `runs / run_name(config)`.
         config: plain data that decides the results: {"experiment": …, "config": {…}, "seeds": […]}.
-        again: start anew even if it has finished; files are replaced one by one as new ones are saved.
+        again: start anew even if it has finished; what it has trained is removed too.
         data_devices: that share the rows of a batch, for the record.
 
     Raises:
@@ -63,22 +66,23 @@ def open_run(folder: Path | str, config: Mapping[str, Any], *, again: bool = Fal
     claim(folder, config)
     if is_finished(folder) and not again:
         return Run(folder, found=True)
-    if again:
-        remove(folder / UNFINISHED)
+    for name in (*FOUND, *TRAINED) if again else FOUND:
+        remove(folder / name)
     told = environment(config) | {"data_devices": data_devices, "earlier": earlier(folder)}
     write_json(folder / CONFIG, config)
     write_json(folder / ENVIRONMENT, told)
     return Run(folder, found=False)
 
 
-def remove(folder: Path) -> None:
-    """A folder, if it is there."""
+def remove(path: Path) -> None:
+    """A file or a folder, if it is there."""
     try:
-        shutil.rmtree(folder)
-    except FileNotFoundError:
-        return
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
     except OSError as error:
-        raise RunError(f"{folder} cannot be removed ({first_line(error)}). Remove it, or own it.") from error
+        raise RunError(f"{path} cannot be removed ({first_line(error)}). Remove it, or own it.") from error
 
 
 def is_finished(folder: Path) -> bool:

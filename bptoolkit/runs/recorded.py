@@ -7,7 +7,7 @@ from typing import Any
 
 from bptoolkit.runs.record import ENVIRONMENT, RunError, read_json
 
-__all__ = ["load_environment"]
+__all__ = ["load_environment", "require_finished"]
 
 
 def load_environment(folder: Path | str) -> dict[str, Any]:
@@ -23,6 +23,17 @@ def load_environment(folder: Path | str) -> dict[str, Any]:
             told = "nothing" if name not in environment else repr(environment[name])
             raise RunError(f"{path} must hold {name}, {required}; got {told[:80]}.")
     return environment
+
+
+def require_finished(folder: Path | str) -> None:
+    """Raise unless the run has ended well, so that what lies in its folder is what its record tells of.
+
+    Raises:
+        RunError: for a run in another state, or a record that is missing or damaged.
+    """
+    state = load_environment(folder)["state"]
+    if state != "finished":
+        raise RunError(f"{folder} must hold a finished run, got one that is {state}. Give its command again first.")
 
 
 def is_time(value: Any) -> bool:

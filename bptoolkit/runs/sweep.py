@@ -19,7 +19,7 @@ from bptoolkit.continual.experiment import Experiment
 from bptoolkit.runs.fields import check_fields
 from bptoolkit.runs.interrupt import interruptible
 from bptoolkit.runs.processes import is_leader
-from bptoolkit.runs.record import AXES, RunError, first_line, load_dataset, run_name, save_dataset, write_json
+from bptoolkit.runs.record import AXES, RunError, first_line, load_dataset, remove, run_name, save_dataset, write_json
 from bptoolkit.runs.summary import complete, interval
 
 if TYPE_CHECKING:
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 __all__ = ["Cell", "Plan", "Point", "Swept", "best", "load_sweep", "plan", "points", "sweep", "undecided"]
 
 SWEEP, STATES = "sweep.nc", "sweep.json"
+CHOICE = "chosen.json"
 Define = Callable[[Any], Mapping[str, Experiment]]
 
 
@@ -129,6 +130,9 @@ def sweep(
         Interrupted: on Ctrl-C or SIGTERM, also where it came when a cell had nothing left to stop.
     """
     found, states = [], []
+    if is_leader():
+        for name in (SWEEP, CHOICE):  # of cells that an earlier start had
+            remove(folder / name)
     with interruptible() as interruption:
         for cell in asked.cells:
             interruption.check("Cells that have finished are kept.")

@@ -174,6 +174,9 @@ def test_the_script_refuses_what_it_cannot_answer(script, make, tmp_path, capsys
         assert script.main(tuple(folders), out=tmp_path / "out") == 2
         assert sentence in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+    finish(other, "interrupted")
+    assert script.main((other,), out=tmp_path / "out") == 2
+    assert "must hold a finished run, got one that is interrupted" in capsys.readouterr().err
     name = runs.load_config(same[0])["experiment"].rsplit(".", 1)[-1]
     write_json(tmp_path / f"{name}.json", {"rows": []})
     assert script.main((same[0],), out=tmp_path) == 2

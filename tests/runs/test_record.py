@@ -88,11 +88,24 @@ def test_a_finished_run_is_found_and_left_alone(done):
     assert contents(done) == before
 
 
-def test_again_starts_the_record_anew_and_keeps_the_results_until_there_are_new_ones(done):
-    before = (done / "results.nc").read_bytes()
+def test_again_starts_the_record_anew_and_leaves_no_result_of_the_old_one_under_it(done):
+    """Killed now, the run must not show what another commit has found."""
+    for name in ("summary.json", "report.html", "tables.md", "tables.tex", "log.jsonl"):
+        write_text(done / name, "{}")
+    for name in ("figures", "params", "unfinished"):
+        write_text(done / name / "a" / "b", "old")
     assert not open_run(done, CONFIG, again=True).found
     assert json.loads((done / "environment.json").read_text())["state"] == "running"
-    assert (done / "results.nc").read_bytes() == before
+    assert set(contents(done)) == {"config.json", "environment.json", "log.jsonl"}
+
+
+def test_a_run_that_goes_on_keeps_what_it_goes_on_with_alone(done):
+    """Results are made anew of the parts; those that a start before has left are of another record."""
+    finish(done, "failed")
+    for name in ("params", "unfinished"):
+        write_text(done / name / "a", "kept")
+    assert not open_run(done, CONFIG).found
+    assert {path.name for path in done.iterdir()} == {"config.json", "environment.json", "params", "unfinished"}
 
 
 @pytest.mark.parametrize("state", ["failed", "interrupted"])

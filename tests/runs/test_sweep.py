@@ -17,6 +17,7 @@ from bptoolkit import data, learning, models, runs
 from bptoolkit.continual.programs import numbers_read
 from bptoolkit.runs.fields import Amount
 from bptoolkit.runs.interrupt import interruptible
+from bptoolkit.runs.record import write_json
 from bptoolkit.runs.sweep import best, load_sweep, plan, points, sweep, undecided
 
 OVER = {"rate": [0.1, 0.4], "units": [3, 5], "decay": [0.0, 0.3]}
@@ -183,6 +184,21 @@ def test_a_signal_in_the_last_moments_of_a_cell_ends_the_sweep(tmp_path):
     assert made.calls == [3]
     (cell,) = json.loads((tmp_path / "sweep.json").read_text())["cells"]
     assert cell["state"] == "finished"
+
+
+def test_a_sweep_that_starts_again_leaves_no_array_of_the_old_cells(tmp_path):
+    """Broken off, it has neither array nor choice, which would stand for cells that are no more."""
+    made.calls = []
+    asked = plan(define, Config(), {"units": [3, 5], "rate": [0.1]})
+    sweep(tmp_path, asked, made, RECORD)
+    write_json(tmp_path / "chosen.json", {})
+
+    def broken(*arguments):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        sweep(tmp_path, asked, broken, RECORD)
+    assert {path.name for path in tmp_path.iterdir()} & {"sweep.nc", "chosen.json"} == set()
 
 
 def test_the_best_point_is_the_greatest_mean(tmp_path):
