@@ -13,7 +13,19 @@ from bptoolkit.runs.paired import Side, compare, load_sides, settings_that_diffe
 from bptoolkit.runs.record import RunError, write_json, write_text
 from bptoolkit.runs.report import REPORT, facts, title, write_tables
 from bptoolkit.runs.summary import LEVEL
-from bptoolkit.runs.tables import COST, LABELS, Column, Grid, Shown, explained, marks, numbered, percent, with_rows
+from bptoolkit.runs.tables import (
+    COST,
+    LABELS,
+    Column,
+    Grid,
+    Shown,
+    explained,
+    left_out,
+    marks,
+    numbered,
+    percent,
+    with_rows,
+)
 
 __all__ = ["write_comparison"]
 
@@ -50,7 +62,7 @@ def write_comparison(folders: Sequence[Path | str], into: Path | str) -> Path:
     sides = load_sides(folders)
     found = compare(sides)
     tables = tables_of(sides, found["rows"])
-    lines = remarks(tables, found["alone"])
+    lines = remarks(sides, tables, found["alone"])
     into = made(Path(into))
     drawn = figures_of(found["rows"])
     write_json(into / "comparison.json", {"runs": {side.letter: str(side.folder) for side in sides}} | found)
@@ -91,7 +103,7 @@ def tables_of(sides: Sequence[Side], rows: list[dict[str, Any]]) -> list[Grid]:
     return numbered({"Differences": (LABELS + DIFFERENCES, rows)} | with_rows(every, [*LABELS, RUN]))
 
 
-def remarks(tables: list[Grid], alone: list[str]) -> list[str]:
+def remarks(sides: Sequence[Side], tables: list[Grid], alone: list[str]) -> list[str]:
     """What must be read with the tables."""
     return [
         f"± is the half-width of the {100 * LEVEL:g} % t-interval: of a difference, over the pairs of seeds; "
@@ -101,6 +113,7 @@ def remarks(tables: list[Grid], alone: list[str]) -> list[str]:
         COST,
         *explained(tables),
         *marks(tables),
+        *(f"{side.letter}: {line}" for side in sides for line in left_out(side.summary)),
         *([f"No pair: {'; '.join(alone)}."] if alone else []),
     ]
 

@@ -1,8 +1,9 @@
 """Several runs side by side: paired differences over the seeds that they share, mean ± t-interval.
 
-d[s] = m_B[s] − m_A[s] for a metric m and every seed s that both runs finished.  A seed's stream, initial weights and
-batches are drawn from the key and its number: with one key and experiment, a pair shares what chance decided, and d
-varies less than either run.  Where the keys, or the tasks, differ there are no pairs, and no difference is given.
+d[s] = m_B[s] − m_A[s] for a metric m and every seed s that both runs finished, with weights that stayed finite.  A
+seed's stream, initial weights and batches are drawn from the key and its number: with one key and experiment, a pair
+shares what chance decided, and d varies less than either run.  Where the keys, or the tasks, differ there are no pairs,
+and no difference is given.
 """
 
 import itertools
@@ -16,7 +17,7 @@ from bptoolkit.continual import metrics
 from bptoolkit.runs.flat import flat
 from bptoolkit.runs.record import RunError
 from bptoolkit.runs.report import recorded
-from bptoolkit.runs.summary import METRICS, complete, interval, number, save_summary, trained
+from bptoolkit.runs.summary import METRICS, complete, interval, number, save_summary, there, trained
 
 if TYPE_CHECKING:
     import xarray
@@ -60,7 +61,8 @@ def compare(sides: Sequence[Side]) -> dict[str, Any]:
 
     Returns:
         {rows, alone}: a row for each combination and pair of runs, {scenario, net, strategy, runs: "B − A", pairs} and
-        each metric as {mean, half_width, n, reason}; `alone` names what only one side of a pair has.
+        each metric as {mean, half_width, n, reason}; `alone` names what only one side of a pair has, or none as it
+        diverged.
     """
     first, *others = sides
     rows = [
@@ -71,18 +73,38 @@ def compare(sides: Sequence[Side]) -> dict[str, Any]:
         if where in places(other)
     ]
     alone = [
-        f"{side.letter}, not {against.letter}: {where[1]}/{where[2]}/{where[0]}"
+        f"{side.letter}, not {against.letter}: {named(where)}"
+        + (f" (diverged in {against.letter})" if lost(against, where) else "")
         for other in others
         for side, against in itertools.permutations((first, other))
         for where in places(side)
         if where not in places(against)
     ]
-    return {"rows": rows, "alone": alone}
+    return {"rows": rows, "alone": alone + [line for other in others for line in in_neither(first, other)]}
 
 
 def places(side: Side) -> list[Where]:
     """What the run has finished, at least in one seed."""
     return [(row["scenario"], row["net"], row["strategy"]) for row in side.summary["rows"]]
+
+
+def in_neither(first: Side, other: Side) -> list[str]:
+    """What has diverged in every seed of one run or of both, and has no seed that counts in either."""
+    both = (first, other)
+    every = dict.fromkeys((scenario, *names) for side in both for *names, scenario, _ in side.summary["diverged"])
+    nowhere = [where for where in every if all(where not in places(side) for side in both)]
+    told = lambda where: " and ".join(side.letter for side in both if lost(side, where))
+    return [f"neither {first.letter} nor {other.letter}: {named(w)} (diverged in {told(w)})" for w in nowhere]
+
+
+def lost(side: Side, where: Where) -> bool:
+    """Whether seeds of this combination diverged in the run."""
+    return any((scenario, *names) == where for *names, scenario, _ in side.summary["diverged"])
+
+
+def named(where: Where) -> str:
+    """Net, strategy and scenario as an experiment is named."""
+    return f"{where[1]}/{where[2]}/{where[0]}"
 
 
 def difference(first: Side, other: Side, where: Where) -> Row:
@@ -91,24 +113,50 @@ def difference(first: Side, other: Side, where: Where) -> Row:
     one, two = (by_seed(side.results, where) for side in (first, other))
     shared = [] if apart else sorted(one.keys() & two.keys())
     possible = max(first.results.sizes["seed"], other.results.sizes["seed"])
-    undefined = apart or "no seed is finished in both runs"
+    bad = len(
+        set.union(*(diverged(side.results, where) for side in (first, other))) & seeds_of(first) & seeds_of(other)
+    )
+    undefined = apart or missing(0, possible, bad)
     found = {}
     for name in METRICS:
         values = np.array([two[seed][name] - one[seed][name] for seed in shared])
         values = values[np.isfinite(values)]
         tasks = min(side.summary["tasks"] for side in (first, other))
         why = metrics.reason(name, tasks) if shared else undefined
-        found[name] = paired(values, possible, why or undefined)
+        found[name] = paired(values, possible, bad, why or undefined)
     return {"pairs": len(shared), "possible": possible} | found
 
 
-def paired(values: np.ndarray, possible: int, undefined: str) -> Row:
+def paired(values: np.ndarray, possible: int, diverged: int, undefined: str | None) -> Row:
     """An estimate of the form of a summary's; its reason says which pairs are missing."""
     mean, half_width = interval(values)
     n = int(values.size)
-    few = None if n == possible else f"{n} of {possible} seeds are finished in both runs"
+    few = missing(n, possible, diverged)
     reason = undefined if n == 0 else few if n > 1 else f"{few or 'one pair'}: no interval"
     return {"mean": number(mean), "half_width": number(half_width), "n": n, "reason": reason}
+
+
+def missing(n: int, possible: int, diverged: int) -> str | None:
+    """Why there are fewer pairs than seeds."""
+    if n == possible:
+        return None
+    if not diverged:
+        return f"{n} of {possible} seeds are finished in both runs" if n else "no seed is finished in both runs"
+    unfinished = possible - n - diverged
+    rest = f", {unfinished} not finished in both" if unfinished > 0 else ""
+    return f"{n or 'none'} of {possible} seeds count in both runs, {diverged} diverged{rest}"
+
+
+def seeds_of(side: Side) -> set[int]:
+    """The numbers of the run's seeds."""
+    return {int(seed) for seed in side.results["seed"].values}
+
+
+def diverged(results: "xarray.Dataset", where: Where) -> set[int]:
+    """The seeds that were trained to the end and whose weights did not stay finite."""
+    scenario, net, strategy = where
+    cell = results.sel(scenario=scenario, net=net, strategy=strategy)
+    return {int(seed) for seed in cell["seed"].values[(there(cell) & ~complete(cell)).values]}
 
 
 def not_the_same_draws(first: Side, other: Side) -> str | None:

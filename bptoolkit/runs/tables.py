@@ -228,13 +228,19 @@ def numbered(tables: dict[str, tuple[list[Column], list[Row]]]) -> list[Grid]:
 def remarks(summary: dict[str, Any], drawn: list[Grid]) -> list[str]:
     """What must be read with the tables: interval, numbered reasons, alarm, what diverged and what was not run."""
     half_width = f"± is the half-width of the {100 * summary['level']:g} % t-interval over {seeds(summary)}."
-    lines = [
+    return [
         half_width if summary["seeds"] > 1 else "One seed: there are no intervals.",
         "Accuracies are per cent of test rows; forgetting, transfer and gap are percentage points.",
         COST,
         *explained(drawn),
         *marks(drawn),
+        *left_out(summary),
     ]
+
+
+def left_out(summary: dict[str, Any]) -> list[str]:
+    """What diverged, and what was not run."""
+    lines = []
     if lost := summary.get("diverged"):
         told = (f"{'/'.join(names)} ({seeds} of {summary['seeds']})" for *names, seeds in lost)
         lines.append(f"Seeds whose weights became NaN or infinite are left out: {', '.join(told)}.")

@@ -6,6 +6,7 @@ import re
 import numpy as np
 import pytest
 import scipy.stats
+import xarray
 
 from bptoolkit.continual import metrics
 from bptoolkit.runs import RunError, finish, open_run, save_results, write_comparison
@@ -98,6 +99,38 @@ def test_one_pair_has_no_interval_and_no_pair_no_difference(tmp_path, results, s
     assert found["half_width"] is None
     assert (found["mean"] is None) == (not seeds)
     assert re.search(reason, found["reason"])
+
+
+def with_diverged(results, seeds, strategy):
+    """Weights of these seeds are NaN after the last task, under one strategy; their accuracies stand there."""
+    finite = xarray.ones_like(results["loss"].isel(bin=0))
+    return results.assign(finite=finite.where(~(finite["seed"].isin(seeds) & (finite["strategy"] == strategy)), 0.0))
+
+
+def test_seeds_that_diverged_are_no_pairs_and_the_page_says_so(tmp_path, results):
+    """10 in one run, 11 in the other, and one that the other never began: one of four is left."""
+    one, other = with_diverged(results[0], [10], "ewc"), with_diverged(results[1], [11], "ewc")
+    other = other.assign(accuracy=other["accuracy"].where(other["seed"] != 13))
+    alone = {"net": ["static"], "strategy": ["ewc"]}
+    folders = [folder_of(tmp_path / name, each.sel(alone)) for name, each in (("a", one), ("b", other))]
+    found = row_of(compare(load_sides(folders)), "static")["forgetting"]
+    assert found["reason"] == "1 of 4 seeds count in both runs, 2 diverged, 1 not finished in both: no interval"
+    text = write_comparison(folders, tmp_path / "both").read_text(encoding="utf-8")
+    for letter in "AB":
+        left_out = f"{letter}: Seeds whose weights became NaN or infinite are left out: static/ewc/class (1 of 4)"
+        assert left_out in text
+
+
+def test_what_diverged_in_every_seed_is_named(tmp_path, results):
+    """EWC in both, and in one of them naive too."""
+    every = results[0]["seed"].values
+    one, other = (with_diverged(each.sel(net=["static"]), every, "ewc") for each in results)
+    found = compare(load_sides([folder_of(tmp_path / "a", one), folder_of(tmp_path / "b", other)]))
+    assert found["alone"] == ["neither A nor B: static/ewc/class (diverged in A and B)"]
+    assert [row["strategy"] for row in found["rows"]] == ["naive"]
+    more = one.assign(finite=0 * one["finite"])
+    found = compare(load_sides([folder_of(tmp_path / "c", more), folder_of(tmp_path / "d", other)]))
+    assert found["alone"][0] == "B, not A: static/naive/class (diverged in A)"
 
 
 def test_what_only_one_run_has_is_named(tmp_path, results):
