@@ -1,4 +1,4 @@
-"""One process on one run folder: the kernel holds the lock, and lets it go when the process ends, however it ends."""
+"""One process on one folder: the kernel holds the lock, and lets it go when the process ends, however it ends."""
 
 import os
 from collections.abc import Iterator
@@ -7,9 +7,13 @@ from pathlib import Path
 
 from bptoolkit.runs.record import RunError, first_line
 
-__all__ = ["locked"]
+__all__ = ["InUse", "locked"]
 
 LOCK = ".lock"
+
+
+class InUse(RunError):
+    """A folder that cannot be held: another process does, or there are no locks."""
 
 
 @contextmanager
@@ -19,7 +23,8 @@ def locked(folder: Path) -> Iterator[None]:
     POSIX only (`flock`).
 
     Raises:
-        RunError: when another process holds it; when it cannot be written.
+        InUse: when another process holds it.
+        RunError: when it cannot be written.
     """
     import fcntl
 
@@ -33,7 +38,7 @@ def locked(folder: Path) -> Iterator[None]:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            raise RunError(_held(folder, os.pread(descriptor, 200, 0), error)) from error
+            raise InUse(_held(folder, os.pread(descriptor, 200, 0), error)) from error
         os.ftruncate(descriptor, 0)
         _sign(descriptor)
         yield

@@ -9,6 +9,7 @@ found again when it has finished, and taken up when it was broken off.  A cell t
 
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -18,6 +19,7 @@ import numpy as np
 from bptoolkit.continual.experiment import Experiment
 from bptoolkit.runs.fields import check_fields
 from bptoolkit.runs.interrupt import interruptible
+from bptoolkit.runs.lock import InUse, locked
 from bptoolkit.runs.processes import is_leader
 from bptoolkit.runs.record import AXES, RunError, first_line, load_dataset, remove, run_name, save_dataset, write_json
 from bptoolkit.runs.summary import complete, interval
@@ -127,13 +129,11 @@ def sweep(
 
     Raises:
         RunError: when every cell has failed, or the folder cannot be written.
+        InUse: when another process holds the folder, or a cell.
         Interrupted: on Ctrl-C or SIGTERM, also where it came when a cell had nothing left to stop.
     """
     found, states = [], []
-    if is_leader():
-        for name in (SWEEP, CHOICE):  # of cells that an earlier start had
-            remove(folder / name)
-    with interruptible() as interruption:
+    with alone(folder), interruptible() as interruption:
         for cell in asked.cells:
             interruption.check("Cells that have finished are kept.")
             config = {**record, "config": asdict(cell.config), "over": {n: list(v) for n, v in asked.grid.items()}}
@@ -143,19 +143,37 @@ def sweep(
                 found.append(labelled(carry(place, config, cell), cell.values))
                 states.append(state | {"state": "finished", "error": None})
             except Exception as error:
-                if fatal(error):
+                if fatal(error) or isinstance(error, InUse):
                     raise
                 states.append(state | {"state": "failed", "error": first_line(error)})
             if is_leader():
                 over = {name: list(map(label, values)) for name, values in asked.over.items()}
                 write_json(folder / STATES, {"over": over, "cells": states})
-    failed = {named(state["cell"]): state["error"] for state in states if state["error"]}
-    if not found:
-        raise RunError(f"Every cell of the sweep failed, the first with: {next(iter(failed.values()))}")
-    results = whole(found, asked.over).assign_attrs(over=list(asked.over), failed=list(failed.values()))
-    if is_leader():
-        save_dataset(folder / SWEEP, results)
+        failed = {named(state["cell"]): state["error"] for state in states if state["error"]}
+        if not found:
+            raise RunError(f"Every cell of the sweep failed, the first with: {next(iter(failed.values()))}")
+        results = whole(found, asked.over).assign_attrs(over=list(asked.over), failed=list(failed.values()))
+        if is_leader():
+            save_dataset(folder / SWEEP, results)
     return Swept(results, failed)
+
+
+@contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Hold the sweep's folder, without array and choice of cells that an earlier start had; process 0 does."""
+    if not is_leader():
+        yield
+        return
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunError(
+            f"The sweep folder {folder} cannot be made ({error.strerror}). Name another in --runs."
+        ) from error
+    with locked(folder):
+        for name in (SWEEP, CHOICE):
+            remove(folder / name)
+        yield
 
 
 def load_sweep(folder: Path | str) -> "xarray.Dataset":

@@ -17,6 +17,7 @@ from bptoolkit import data, learning, models, runs
 from bptoolkit.continual.programs import numbers_read
 from bptoolkit.runs.fields import Amount
 from bptoolkit.runs.interrupt import interruptible
+from bptoolkit.runs.lock import locked
 from bptoolkit.runs.record import write_json
 from bptoolkit.runs.sweep import best, load_sweep, plan, points, sweep, undecided
 
@@ -159,6 +160,32 @@ def test_a_cell_that_fails_is_recorded_and_the_others_are_there(tmp_path):
     assert told[1]["error"] == "four units"
     missing = load_sweep(tmp_path)["accuracy"].isnull().all(["rate", "seed", "after", "on"]).squeeze().values
     assert missing.tolist() == [False, True, False]
+
+
+def test_a_second_process_on_a_sweep_is_refused_and_spoils_nothing(tmp_path):
+    """The lock is one of its open file, so that a process meets its own."""
+    made.calls = []
+    asked = plan(define, Config(), {"units": [3, 5], "rate": [0.1]})
+    sweep(tmp_path, asked, made, RECORD)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    with locked(tmp_path), pytest.raises(runs.RunError, match=r"in use by process \d+ on .* wait for it"):
+        sweep(tmp_path, asked, made, RECORD)
+    assert made.calls == [3, 5]
+    assert before.keys() == {".lock", "sweep.json", "sweep.nc"}
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_a_cell_in_use_ends_the_sweep_and_is_no_failure_of_the_cell(tmp_path):
+    asked = plan(define, Config(), {"units": [3], "rate": [0.1]})
+
+    def held(place, config, cell):
+        place.mkdir(parents=True)
+        with locked(place):
+            return carry(asked, place, config, cell)
+
+    with pytest.raises(runs.RunError, match=r"cells/tiny-\w+ is in use by process"):
+        sweep(tmp_path, asked, held, RECORD)
+    assert not (tmp_path / "sweep.json").exists()
 
 
 def test_an_error_that_is_fatal_ends_the_sweep(tmp_path):
