@@ -36,7 +36,7 @@ from bptoolkit.runs.devices import cache_folder
 from bptoolkit.runs.fields import Count, check_fields
 from bptoolkit.runs.processes import fatal, is_leader
 from bptoolkit.runs.record import write_json
-from bptoolkit.runs.sweep import CHOICE, Cell, Define, Swept, best, plan, sweep, undecided
+from bptoolkit.runs.sweep import CHOICE, Cell, Define, Plan, Swept, best, plan, sweep, undecided
 
 ON_TEST = (
     "Chosen on the test rows, so the figure of a chosen point is too good: run it with other seeds, or sweep with "
@@ -135,7 +135,7 @@ def execute(console: Console, name: str, question: str, module: Any, config: Any
 
     swept = sweep(folder, asked, carry, record, fatal=fatal)
     if is_leader():
-        tell(console, folder, swept, kept(folder, swept, options))
+        tell(console, folder, swept, kept(folder, asked, swept, options))
     return 1 if swept.failed else 0
 
 
@@ -149,13 +149,22 @@ def defined(define: Define, validate: int | None, config: Any) -> dict[str, cl.E
     }
 
 
-def kept(folder: Path, swept: Swept, options: SweepOptions) -> str:
+def kept(folder: Path, asked: Plan, swept: Swept, options: SweepOptions) -> str:
     """Write down what was chosen, where it may be; and what is to be said of the choice."""
     if options.validate is None:
         return ON_TEST
-    how = how_chosen(options.validate, EVERY, options.seeds)
+    how = how_chosen(options.validate, EVERY, options.seeds) + without(asked, swept)
     write_json(folder / CHOICE, choice_of(swept.results, how))
     return f"Chosen by {how}. Take it up: run.py … --chosen {folder} with another --key."
+
+
+def without(asked: Plan, swept: Swept) -> str:
+    """The points that were no choice, as their cells failed."""
+    if not swept.failed:
+        return ""
+    each = math.prod(len(values) for values in asked.grid.values())
+    every, there = (each * count for count in (len(asked.cells), len(asked.cells) - len(swept.failed)))
+    return f"; among {there} of {every} points, as these failed: {'; '.join(swept.failed)}"
 
 
 def tell(console: Console, folder: Path, swept: Swept, remark: str) -> None:

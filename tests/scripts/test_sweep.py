@@ -9,8 +9,11 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 import pytest
+import xarray
 
+from bptoolkit.continual.choose import how_chosen
 from bptoolkit.runs import load_choice, load_config, load_sweep
+from bptoolkit.runs.sweep import Cell, Plan, Swept
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
 
@@ -63,6 +66,25 @@ def test_values_are_of_the_type_of_their_field(script):
 def test_a_value_of_another_type_is_refused(script, name, word):
     with pytest.raises(ValueError, match=f"--over {name} needs values of the type .*, got '{word}'"):
         script.values(Config, {name: [word]})
+
+
+@pytest.mark.parametrize(
+    ("failed", "said"),
+    [({}, ""), ({"units = 4": "no"}, "; among 4 of 6 points, as these failed: units = 4")],
+)
+def test_a_choice_from_an_incomplete_grid_says_so(script, tmp_path, failed, said):
+    """Three cells of two traced rates each; the choice stands as it is, and what it was made among is recorded."""
+    dims = ("rate", "units", "net", "strategy", "scenario", "seed", "after", "on")
+    axes = {"rate": [0.1, 0.2], "units": [3, 4, 5], "net": ["static"], "strategy": ["naive"], "scenario": ["class"]}
+    accuracy = np.full((2, 3, 1, 1, 1, 2, 2, 1), 0.5)
+    accuracy[1] = 0.75
+    results = xarray.Dataset({"accuracy": (dims, accuracy)}, axes, {"over": ["rate", "units"]})
+    over = {"rate": [0.1, 0.2], "units": [3, 4, 5]}
+    asked = Plan(over, ("rate",), tuple(Cell({"units": units}, None) for units in over["units"]))
+    script.kept(tmp_path, asked, Swept(results, failed), script.SweepOptions(validate=2))
+    choice = load_choice(tmp_path)
+    assert choice["values"] == {"static/naive/class": {"rate": 0.2, "units": 3}}
+    assert choice["how"] == how_chosen(2, script.EVERY, 10) + said
 
 
 @pytest.fixture
