@@ -19,6 +19,7 @@ from committed_tables import TABLES
 
 from bptoolkit import runs
 from bptoolkit.runs.environment import provenance
+from bptoolkit.runs.record import read_json, replacing, write_text
 from bptoolkit.runs.recorded import require_finished
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -36,6 +37,8 @@ def main(adopt: Path | None = None, check: bool = False) -> int:
     """
     try:
         if adopt is not None:
+            if check:
+                raise ValueError("--check changes nothing and --adopt does, got both. Give one of them.")
             keep(adopt)
         stale = [page for page in pages() if refresh(page, check)]
     except (ValueError, runs.RunError) as error:
@@ -65,7 +68,7 @@ def refresh(page: Path, check: bool) -> bool:
             f"{old.count(ENDS)}, {made} of them in pairs."
         )
     if new != old and not check:
-        page.write_text(new, "utf-8")
+        write_text(page, new)
     return new != old
 
 
@@ -85,12 +88,19 @@ def keep(folder: Path) -> None:
     require_finished(folder)
     name = config["experiment"].rsplit(".", 1)[-1]
     record = runs.load_summary(folder) | {"config": config, "made": provenance(environment)}
-    RESULTS.mkdir(exist_ok=True)
-    (RESULTS / f"{name}.json").write_text(json.dumps(record, indent=1) + "\n", "utf-8")
+    kept = RESULTS / f"{name}.json"
+    made_otherwise = TABLES.get(name, runs.markdown_table) is not runs.markdown_table
+    if made_otherwise or (kept.is_file() and "rows" not in read_json(kept)):
+        raise ValueError(
+            f"{name}.json must hold the summary of one run, or be new; it holds results of another kind, which would "
+            "be lost. Use the script that writes them (scripts/README.md)."
+        )
+    write_text(kept, json.dumps(record, indent=1) + "\n")
     shown = "".join(page.read_text("utf-8") for page in pages())
     for picture in (folder / "figures").glob("*.png"):
-        if (kept := f"{name}-{picture.name}") in shown:
-            shutil.copy(picture, RESULTS / kept)
+        if (copy := f"{name}-{picture.name}") in shown:
+            with replacing(RESULTS / copy) as part:
+                shutil.copyfile(picture, part)
 
 
 if __name__ == "__main__":

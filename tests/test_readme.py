@@ -156,6 +156,34 @@ def test_a_run_that_has_not_finished_is_not_adopted(script, tmp_path, capsys):
     assert not list((tmp_path / "results").iterdir())
 
 
+@pytest.mark.parametrize(("name", "held"), [("mine", {"cells": []}), ("static_vs_recurrent", None)])
+def test_results_of_another_kind_are_not_lost_to_a_run(script, tmp_path, capsys, name, held):
+    """Those that are there, and those that a page shows by another table."""
+    if held is not None:
+        write_json(tmp_path / "results" / f"{name}.json", held)
+    before = {path.name: path.read_bytes() for path in (tmp_path / "results").iterdir()}
+    assert script.main(adopt=run_of(tmp_path / "run", name)) == 2
+    assert f"{name}.json must hold the summary of one run" in capsys.readouterr().err
+    assert {path.name: path.read_bytes() for path in (tmp_path / "results").iterdir()} == before
+
+
+def test_a_check_adopts_nothing(script, tmp_path, capsys):
+    assert script.main(adopt=run_of(tmp_path / "run"), check=True) == 2
+    assert "--check changes nothing and --adopt does" in capsys.readouterr().err
+    assert not list((tmp_path / "results").iterdir())
+
+
+def test_a_full_disk_leaves_the_committed_results_as_they_were(script, tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    write_json(tmp_path / "results" / "split_digits.json", {"rows": []})
+    folder = run_of(tmp_path / "run")
+    monkeypatch.setattr(os, "fsync", full)
+    assert script.main(adopt=folder) == 2
+    assert json.loads((tmp_path / "results" / "split_digits.json").read_text()) == {"rows": []}
+
+
 def test_a_run_that_is_not_there_cannot_be_adopted():
     command = [sys.executable, "scripts/readme.py", "--adopt", "nowhere"]
     ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
