@@ -13,7 +13,7 @@ from bptoolkit.runs.latex import latex_tables
 from bptoolkit.runs.page import Picture, picture, render, without_lone
 from bptoolkit.runs.record import CONFIG, RESULTS, RunError, load_results, read_json, write_text
 from bptoolkit.runs.recorded import load_environment
-from bptoolkit.runs.summary import save_summary
+from bptoolkit.runs.summary import complete, save_summary
 from bptoolkit.runs.tables import Grid, grids, markdown_tables, remarks, seeds
 
 if TYPE_CHECKING:
@@ -158,7 +158,7 @@ def alternative(kind: str, results: "xarray.Dataset", summary: dict[str, Any]) -
     if kind == "forgetting":
         return f"Lines of {setting} test accuracy on every task over training, for {shown}."
     if kind == "first_task":
-        last = results["accuracy"].isel(after=-1, on=0).mean("seed")
+        last = results["accuracy"].where(complete(results)).isel(after=-1, on=0).mean("seed")
         left = {way(row): last.sel({axis: row[axis] for axis in last.dims}).item() for row in summary["rows"]}
         return f"Lines of {setting} test accuracy on the first task; after the last task: {listed(left)}."
     if kind == "settling":

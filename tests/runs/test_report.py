@@ -11,9 +11,12 @@ import sys
 from html.parser import HTMLParser
 
 import pytest
+import xarray
 
 from bptoolkit.runs import RunError, finish, load_summary, markdown_table, open_run, save_results, write_report
-from bptoolkit.runs.report import elapsed, facts
+from bptoolkit.runs.figures import scenario_of
+from bptoolkit.runs.report import alternative, elapsed, facts
+from bptoolkit.runs.summary import summarise
 from bptoolkit.runs.tables import grids
 
 CONFIG = {
@@ -149,6 +152,15 @@ def test_every_figure_says_in_words_what_it_shows(page):
     assert re.search(r"average accuracy: static naive \d+ %.*forgetting: static naive \d+ %", said[3])
     assert re.search(r"settling steps .*: recurrent naive 0 %, recurrent ewc 2 %", said[-1])
     assert len(page.all("figcaption")) == 2 * 5
+
+
+def test_what_a_figure_says_leaves_out_seeds_that_diverged(small):
+    """Half of the first task is left to one seed, and nothing to one of NaN, which is no measurement."""
+    two = xarray.concat([small, small.assign_coords(seed=[11])], "seed", data_vars="minimal")
+    two = two.assign(accuracy=xarray.where(two["seed"] == 10, 0.5, 0.0) * xarray.ones_like(two["accuracy"]))
+    two = two.assign(finite=xarray.ones_like(two["loss"].isel(bin=0)).where(two["seed"] == 10, 0.0))
+    part = scenario_of(summarise(two), "class")
+    assert alternative("first_task", two, part).endswith("after the last task: static naive 50 %.")
 
 
 def test_every_figure_is_there_for_wide_and_narrow_light_and_dark(page):
