@@ -100,14 +100,17 @@ def earlier(folder: Path) -> list[dict[str, Any]]:
 
 
 def other_devices(folder: Path) -> str | None:
-    """A sentence where a run goes on on other devices than it began with."""
+    """A sentence where a run goes on on other devices than it began with, or splits batches over another number."""
     told = read_json(folder / ENVIRONMENT)
-    before = next((start.get("devices") for start in told["earlier"]), told["devices"])
-    if before == told["devices"]:
+    first = next(iter(told["earlier"]), told)
+    over = [start.get("data_devices") or 1 for start in (first, told)]
+    split = ["" if over[0] == over[1] else f" with --data-devices {count}" for count in over]
+    before, now = (", ".join(map(str, start["devices"])) + how for start, how in zip((first, told), split, strict=True))
+    if before == now:
         return None
     return (
-        f"This run began on {', '.join(map(str, before))} and goes on on {', '.join(told['devices'])}: its results are "
-        "the same to rounding, not bit for bit. The devices it began with would make them so."
+        f"This run began on {before} and goes on on {now}: its results are the same to rounding, not bit for bit. What "
+        "it began with would make them so."
     )
 
 

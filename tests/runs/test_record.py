@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -12,7 +13,7 @@ import pytest
 import xarray
 
 from bptoolkit.runs import RunError, finish, load_results, open_run, run_name, save_results
-from bptoolkit.runs.record import replacing, write_json, write_text
+from bptoolkit.runs.record import other_devices, replacing, write_json, write_text
 
 CONFIG = {"experiment": "experiments.split_digits", "config": {"rate": 0.001, "sizes": [64, 100]}, "seeds": [0, 1]}
 
@@ -158,6 +159,18 @@ def test_a_damaged_record_is_refused(tmp_path, text, sentence):
     (tmp_path / "config.json").write_text(text)
     with pytest.raises(RunError, match=sentence):
         open_run(tmp_path, CONFIG)
+
+
+def test_another_split_of_batches_than_before_is_told(tmp_path):
+    """On the same devices, whose sums over a batch then differ."""
+    folder = open_run(tmp_path, CONFIG, data_devices=2).folder
+    assert other_devices(folder) is None
+    (folder / "unfinished").mkdir()
+    open_run(folder, CONFIG, data_devices=2)
+    assert other_devices(folder) is None
+    open_run(folder, CONFIG)
+    told = r"began on (.+) with --data-devices 2 and goes on on \1 with --data-devices 1: its results are the same to r"
+    assert re.search(told, other_devices(folder))
 
 
 def test_a_run_ends_in_one_of_three_states(done):
