@@ -173,9 +173,12 @@ def load_dataset(path: Path) -> "xarray.Dataset":
 
 
 def recorded_devices(folder: Path | str) -> int | None:
-    """How many CPU devices the latest start in `folder` had; None where there was none, or where it had others."""
+    """How many CPU devices the run in `folder` began with; None where there was none, or where it had others."""
     path = Path(folder) / ENVIRONMENT
-    devices = read_json(path).get("devices") if path.is_file() else None
+    told = read_json(path) if path.is_file() else {}
+    starts = told.get("earlier")
+    first = starts[0] if isinstance(starts, list) and starts and isinstance(starts[0], dict) else told
+    devices = first.get("devices")
     if not isinstance(devices, list) or not devices:
         return None
     return len(devices) if all(str(device).startswith("cpu:") for device in devices) else None

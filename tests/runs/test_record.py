@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import xarray
 
-from bptoolkit.runs import RunError, finish, load_results, open_run, run_name, save_results
+from bptoolkit.runs import RunError, finish, load_results, open_run, recorded_devices, run_name, save_results
 from bptoolkit.runs.record import other_devices, replacing, write_json, write_text
 
 CONFIG = {"experiment": "experiments.split_digits", "config": {"rate": 0.001, "sizes": [64, 100]}, "seeds": [0, 1]}
@@ -159,6 +159,19 @@ def test_a_damaged_record_is_refused(tmp_path, text, sentence):
     (tmp_path / "config.json").write_text(text)
     with pytest.raises(RunError, match=sentence):
         open_run(tmp_path, CONFIG)
+
+
+def test_the_devices_are_those_that_the_run_began_with(tmp_path):
+    """On three; that a later start had others makes no difference to what goes on bit for bit."""
+    assert recorded_devices(tmp_path) is None
+    folder = open_run(tmp_path, CONFIG).folder
+    path = folder / "environment.json"
+    write_json(path, json.loads(path.read_text()) | {"devices": ["cpu:0 cpu", "cpu:1 cpu", "cpu:2 cpu"]})
+    assert recorded_devices(folder) == 3
+    (folder / "unfinished").mkdir()
+    open_run(folder, CONFIG)
+    assert len(json.loads(path.read_text())["devices"]) != 3
+    assert recorded_devices(folder) == 3
 
 
 def test_another_split_of_batches_than_before_is_told(tmp_path):
