@@ -35,7 +35,7 @@ def write(folders: tuple[Path, ...], to: Path | None) -> Path:
         if to is not None:
             raise runs.RunError(f"--to is for comparisons; the report of one run goes to its own folder {folders[0]}.")
         return runs.write_report(folders[0])
-    names = hashlib.sha256("\n".join(folder.resolve().name for folder in folders).encode()).hexdigest()[:8]
+    names = hashlib.sha256("\n".join(str(folder.resolve()) for folder in folders).encode()).hexdigest()[:8]
     beside = folders[0].resolve().parent / f"comparison-{names}" if folders else Path()
     return runs.write_comparison(folders, to or beside)
 

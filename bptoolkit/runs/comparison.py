@@ -10,7 +10,7 @@ from bptoolkit.runs.figures.differences import differences
 from bptoolkit.runs.figures.look import Drawn
 from bptoolkit.runs.page import Picture, picture, render, without_lone
 from bptoolkit.runs.paired import Side, compare, load_sides, settings_that_differ
-from bptoolkit.runs.record import RunError, write_json, write_text
+from bptoolkit.runs.record import CONFIG, RunError, write_json, write_text
 from bptoolkit.runs.report import REPORT, facts, title, write_tables
 from bptoolkit.runs.summary import LEVEL
 from bptoolkit.runs.tables import (
@@ -29,6 +29,7 @@ from bptoolkit.runs.tables import (
 
 __all__ = ["write_comparison"]
 
+COMPARISON = "comparison.json"
 RUN = Column("Run", lambda row: Shown(row["run"]), number=False)
 DIFFERENCES = [
     Column("Runs", lambda row: Shown(row["runs"]), number=False),
@@ -57,7 +58,7 @@ def write_comparison(folders: Sequence[Path | str], into: Path | str) -> Path:
     """Write report.html, comparison.json, tables.md, tables.tex and figures/ on runs, all against the first.
 
     Raises:
-        RunError: folders that are no runs, or a place that cannot be written to.
+        RunError: folders that are no runs, a place that holds other things, or one that cannot be written to.
     """
     sides = load_sides(folders)
     found = compare(sides)
@@ -65,7 +66,7 @@ def write_comparison(folders: Sequence[Path | str], into: Path | str) -> Path:
     lines = remarks(sides, tables, found["alone"])
     into = made(Path(into))
     drawn = figures_of(found["rows"])
-    write_json(into / "comparison.json", {"runs": {side.letter: str(side.folder) for side in sides}} | found)
+    write_json(into / COMPARISON, {"runs": {side.letter: str(side.folder) for side in sides}} | found)
     write_figures({name: figure.wide for name, figure in drawn.items()}, into)
     write_tables(tables, lines, into)
     page = render(
@@ -85,13 +86,17 @@ def write_comparison(folders: Sequence[Path | str], into: Path | str) -> Path:
 
 
 def made(folder: Path) -> Path:
-    """The folder, made if it is missing."""
+    """The folder, made if it is missing; it is new, empty or an earlier comparison's."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        held = {path.name for path in folder.iterdir() if not path.name.startswith(".")}
     except OSError as error:
         raise RunError(
             f"The comparison cannot be written to {folder} ({error.strerror}). Name another folder."
         ) from error
+    if CONFIG in held or (held and COMPARISON not in held):
+        what = "a run" if CONFIG in held else min(held)
+        raise RunError(f"A comparison needs a folder of its own; {folder} holds {what}. Name another, or a new one.")
     return folder
 
 

@@ -17,7 +17,7 @@ from bptoolkit.continual import metrics
 from bptoolkit.runs.flat import flat
 from bptoolkit.runs.record import RunError
 from bptoolkit.runs.report import recorded
-from bptoolkit.runs.summary import METRICS, complete, interval, number, save_summary, there, trained
+from bptoolkit.runs.summary import METRICS, complete, interval, number, summarise, there, trained
 
 if TYPE_CHECKING:
     import xarray
@@ -41,7 +41,7 @@ class Side(NamedTuple):
 
 
 def load_sides(folders: Sequence[Path | str]) -> list[Side]:
-    """The runs in these folders, named A, B, C, …
+    """The runs in these folders, which are only read, named A, B, C, …
 
     Raises:
         RunError: fewer than two, more than 26, one twice, or one that is no run folder.
@@ -52,7 +52,7 @@ def load_sides(folders: Sequence[Path | str]) -> list[Side]:
     sides = []
     for letter, path in zip("ABCDEFGHIJKLMNOPQRSTUVWXYZ", paths, strict=False):
         config, environment, results = recorded(path)
-        sides.append(Side(letter, path, config, environment, results, save_summary(path, results)))
+        sides.append(Side(letter, path, config, environment, results, summarise(results)))
     return sides
 
 

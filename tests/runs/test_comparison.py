@@ -113,9 +113,10 @@ def test_seeds_that_diverged_are_no_pairs_and_the_page_says_so(tmp_path, results
     other = other.assign(accuracy=other["accuracy"].where(other["seed"] != 13))
     alone = {"net": ["static"], "strategy": ["ewc"]}
     folders = [folder_of(tmp_path / name, each.sel(alone)) for name, each in (("a", one), ("b", other))]
-    found = row_of(compare(load_sides(folders)), "static")["forgetting"]
+    page = write_comparison(folders, tmp_path / "both")
+    found = row_of(json.loads((page.parent / "comparison.json").read_text()), "static")["forgetting"]
     assert found["reason"] == "1 of 4 seeds count in both runs, 2 diverged, 1 not finished in both: no interval"
-    text = write_comparison(folders, tmp_path / "both").read_text(encoding="utf-8")
+    text = page.read_text(encoding="utf-8")
     for letter in "AB":
         left_out = f"{letter}: Seeds whose weights became NaN or infinite are left out: static/ewc/class (1 of 4)"
         assert left_out in text
@@ -125,12 +126,12 @@ def test_what_diverged_in_every_seed_is_named(tmp_path, results):
     """EWC in both, and in one of them naive too."""
     every = results[0]["seed"].values
     one, other = (with_diverged(each.sel(net=["static"]), every, "ewc") for each in results)
-    found = compare(load_sides([folder_of(tmp_path / "a", one), folder_of(tmp_path / "b", other)]))
+    folders = [folder_of(tmp_path / name, each) for name, each in (("a", one), ("b", other))]
+    found = compare(load_sides(folders))
     assert found["alone"] == ["neither A nor B: static/ewc/class (diverged in A and B)"]
     assert [row["strategy"] for row in found["rows"]] == ["naive"]
-    more = one.assign(finite=0 * one["finite"])
-    found = compare(load_sides([folder_of(tmp_path / "c", more), folder_of(tmp_path / "d", other)]))
-    assert found["alone"][0] == "B, not A: static/naive/class (diverged in A)"
+    save_results(folders[0], one.assign(finite=0 * one["finite"]))
+    assert compare(load_sides(folders))["alone"][0] == "B, not A: static/naive/class (diverged in A)"
 
 
 def test_what_only_one_run_has_is_named(tmp_path, results):

@@ -44,6 +44,28 @@ def test_several_runs_get_a_folder_of_their_own(main, folders, capsys, tmp_path)
     assert page.parent.name.startswith("comparison-")
     assert main(tuple(folders), to=tmp_path / "here") == 0
     assert (tmp_path / "here" / "report.html").is_file()
+    assert not any((folder / "summary.json").exists() for folder in folders[1:])  # a run is only read
+
+
+def test_runs_of_one_name_in_other_places_have_a_comparison_of_their_own(main, folders, monkeypatch, tmp_path):
+    """Both folders are called `run`, as those of a sweep's cells or of two machines may be."""
+    made = []
+    monkeypatch.setattr("bptoolkit.runs.write_comparison", lambda folders, into: made.append(into))
+    for other in (folders[1], tmp_path / "run"):
+        main((folders[0], other))
+    assert len(set(made)) == 2
+    assert {into.parent for into in made} == {folders[0].parent}
+
+
+@pytest.mark.parametrize("kind", ["one of the runs", "other things"])
+def test_a_comparison_does_not_go_where_other_things_are(main, folders, tmp_path, capsys, kind):
+    (tmp_path / "thesis.tex").write_text("mine")
+    to = folders[0] if kind == "one of the runs" else tmp_path
+    before = {path: path.read_bytes() for path in to.rglob("*") if path.is_file()}
+    assert main(tuple(folders), to=to) == 2
+    told = capsys.readouterr().err
+    assert f"holds {'a run' if to is folders[0] else 'thesis.tex'}. Name another" in told
+    assert {path: path.read_bytes() for path in to.rglob("*") if path.is_file()} == before
 
 
 @pytest.mark.parametrize(
