@@ -205,7 +205,7 @@ def execute(console: Console, name: str, question: str, module: Any, config: Any
     settle(options, folder)
     experiments = module.define(config)
     if options.chosen is not None:
-        experiments = runs.with_choice(experiments, record["config"], record["chosen"])
+        experiments = runs.with_choice(experiments, config, record["chosen"])
     outcome = runs.carry_out(
         folder,
         record,

@@ -5,11 +5,12 @@
 
 import re
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bptoolkit.continual.experiment import Experiment
+from bptoolkit.runs.fields import check_fields
 from bptoolkit.runs.record import RunError, read_json
 from bptoolkit.runs.sweep import CHOICE, best, label
 
@@ -47,18 +48,17 @@ def load_choice(path: Path | str) -> dict[str, Any]:
     return {"how": how, "values": values}
 
 
-def with_choice(
-    experiments: Mapping[str, Experiment], config: Mapping[str, Any], choice: Mapping[str, Any]
-) -> dict[str, Experiment]:
+def with_choice(experiments: Mapping[str, Experiment], config: Any, choice: Mapping[str, Any]) -> dict[str, Experiment]:
     """The experiments with the numbers that were chosen for them; those without a choice as they are.
 
     Args:
         experiments: by "net/strategy/scenario".
-        config: the fields that they are defined by.
+        config: the dataclass that they are defined by, to whose ranges the choice is held; or its fields, by name.
         choice: as `load_choice` gives it.
 
     Raises:
-        RunError: a choice for none of them; a chosen value of a field that is not traced and is another here.
+        RunError: a choice for none of them; a chosen value that is out of its field's range; one of a field that is not
+            traced and is another here.
     """
     values = choice["values"]
     if not set(values) & set(experiments):
@@ -69,9 +69,21 @@ def with_choice(
     return {name: _with(name, one, config, values.get(name, {})) for name, one in experiments.items()}
 
 
-def _with(name: str, experiment: Experiment, config: Mapping[str, Any], values: Mapping[str, Any]) -> Experiment:
+def _check_range(name: str, config: Any, values: Mapping[str, Any]) -> None:
+    known = {field.name for field in fields(config)}
+    try:
+        check_fields(replace(config, **{field: value for field, value in values.items() if field in known}))
+    except ValueError as error:
+        raise RunError(f"The choice for {name} must be in the ranges of its fields: {error} Choose anew.") from error
+
+
+def _with(name: str, experiment: Experiment, config: Any, values: Mapping[str, Any]) -> Experiment:
+    plain = config
+    if is_dataclass(config):
+        plain = {field.name: getattr(config, field.name) for field in fields(config)}
+        _check_range(name, config, {k: value for k, value in values.items() if k in experiment.hyper})
     for field, value in values.items():
-        held = config.get(field)
+        held = plain.get(field)
         here = label(tuple(held) if isinstance(held, list) else held)
         if field not in experiment.hyper and here != value:
             words = re.sub(r"[(),]+", " ", str(value)).split()  # as flags are given

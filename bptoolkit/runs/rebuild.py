@@ -38,8 +38,9 @@ def load_experiments(folder: Path | str) -> dict[str, Experiment]:
             f"{path} names the experiment {name!r}, which is no module with a Config and a define ({error}). "
             "Start in the repository that it lies in, at the commit that environment.json names."
         ) from error
-    made = define(_made(kind, config.get("config"), path, "config"))
-    return with_choice(made, config["config"], config["chosen"]) if config.get("chosen") else made
+    asked = _made(kind, config.get("config"), path, "config")
+    made = define(asked)
+    return with_choice(made, asked, config["chosen"]) if config.get("chosen") else made
 
 
 def _made(kind: Any, data: Any, path: Path, at: str) -> Any:

@@ -1,6 +1,7 @@
 """What a sweep chose on validation rows goes into a run, is recorded with how it was chosen, and is found again."""
 
 import json
+from dataclasses import dataclass
 
 import numpy as np
 import optax
@@ -11,6 +12,7 @@ from bptoolkit import continual as cl
 from bptoolkit import data, learning
 from bptoolkit.models import mlp
 from bptoolkit.runs import RunError, choice_of, load_choice, load_experiments, open_run, with_choice
+from bptoolkit.runs.fields import Amount
 
 NAMES = ("static/ewc/class", "static/naive/class")
 CHOICE = {"how": "on validation rows", "values": {"static/ewc/class": {"strength": 10.0, "units": 5}}}
@@ -59,6 +61,21 @@ def test_a_choice_that_does_not_fit_the_run_is_refused(experiments):
         with_choice(experiments, CONFIG | {"units": 9}, CHOICE)
     with pytest.raises(RunError, match="must be for combinations of this run, such as static/ewc/class"):
         with_choice(experiments, CONFIG, {"how": "so", "values": {"a/b/c": {}}})
+
+
+@pytest.mark.parametrize(("value", "got"), [(-1.0, "at least 0, got -1.0"), ("much", "got 'much'"), (None, "got None")])
+def test_a_choice_out_of_the_range_of_its_field_is_refused(experiments, value, got):
+    """A choice may be written by hand: it is held to what the flag is held to."""
+
+    @dataclass(frozen=True)
+    class Asked:
+        strength: Amount = 1.0
+        units: int = 5
+
+    values = {"strength": value, "units": 5}
+    with pytest.raises(RunError, match=f"The choice for static/ewc/class must be in .*strength must be .*{got}"):
+        with_choice(experiments, Asked(), {"how": "so", "values": {NAMES[0]: values}})
+    assert with_choice(experiments, Asked(), CHOICE)[NAMES[0]].hyper["strength"] == 10.0
 
 
 def test_a_choice_is_read_from_the_sweep_or_its_file(tmp_path):
