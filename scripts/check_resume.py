@@ -21,6 +21,7 @@ import tyro
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the experiments lie beside this folder
 
 from bptoolkit import runs
+from bptoolkit.runs.fields import Count, check_fields
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -29,11 +30,11 @@ ROOT = Path(__file__).resolve().parent.parent
 class Options:
     """What is killed, and how often."""
 
-    kills: int = 20
-    steps: int = 400  # updates a task
-    save_every: int = 100  # updates between two checkpoints
+    kills: Count = 20
+    steps: Count = 400  # updates a task
+    save_every: Count = 100  # updates between two checkpoints
     strategies: tuple[str, ...] = ("naive", "replay")  # of the static net
-    seeds: int = 2
+    seeds: Count = 2
     draw: int = 0  # of the moments
 
 
@@ -42,6 +43,11 @@ class Failed(Exception):
 
 
 def main(options: Options) -> int:
+    try:
+        check_fields(options)
+    except ValueError as error:
+        print(f"Error: {error}", file=sys.stderr)
+        return 2
     draw, kills = random.Random(options.draw), 0
     with tempfile.TemporaryDirectory() as temporary:
         top = Path(temporary)

@@ -222,7 +222,7 @@ def execute(console: Console, name: str, question: str, module: Any, config: Any
         console.print(f"This run is already in {folder} (--again repeats it).", soft_wrap=True)
     if not outcome.found or not (folder / "report.html").is_file():
         runs.write_report(folder)
-    console.print(runs.terminal_table(runs.load_summary(folder)))
+    console.print(runs.terminal_table(runs.summarise(outcome.results)))
     if lost := diverged(outcome.results):
         console.print(f"[bold red]Weights became NaN or infinite in some seeds of:[/] {', '.join(lost)}")
     if not outcome.found:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import Float
 
-from bptoolkit.runs.record import read_json, write_json
+from bptoolkit.runs.record import RunError, read_json, write_json
 
 if TYPE_CHECKING:
     import xarray
@@ -90,8 +90,15 @@ def save_summary(folder: Path | str, results: "xarray.Dataset") -> dict[str, Any
 
 
 def load_summary(folder: Path | str) -> dict[str, Any]:
-    """The summary of a run folder, from which tables are made."""
-    return read_json(Path(folder) / SUMMARY)
+    """The summary of a run folder, from which tables are made.
+
+    Raises:
+        RunError: when it is missing or damaged.
+    """
+    try:
+        return read_json(Path(folder) / SUMMARY)
+    except RunError as error:
+        raise RunError(f"{error} Make it anew of the results: scripts/report.py {folder}.") from error
 
 
 def row(cell: "xarray.Dataset", seeds: int) -> dict[str, Any]:

@@ -120,6 +120,15 @@ def test_a_report_is_the_same_each_time(tmp_path, small):
     assert write_report(folder).read_bytes() == write_report(folder).read_bytes()
 
 
+def test_a_report_makes_a_damaged_summary_anew_as_its_refusal_says(tmp_path, small):
+    folder = folder_of(tmp_path / "run", small)
+    (folder / "summary.json").write_text('{"tasks"')
+    with pytest.raises(RunError, match=r"cannot be read .*Make it anew of the results: scripts/report\.py "):
+        load_summary(folder)
+    write_report(folder)
+    assert load_summary(folder)["tasks"] == 1
+
+
 def test_a_report_holds_every_number_every_setting_and_the_way_to_repeat_it(page, folder):
     words = {word.strip() for word in page.words}
     for grid in grids(load_summary(folder)):

@@ -84,6 +84,13 @@ def test_a_run_is_kept_found_again_and_repeats_bit_for_bit(command, tmp_path):
     assert runs.load_results(tmp_path / "repeated")["accuracy"].equals(results["accuracy"])
 
 
+def test_no_kill_at_all_is_no_success(monkeypatch, capsys):
+    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
+    script = importlib.import_module("check_resume")
+    assert script.main(script.Options(kills=0)) == 2
+    assert "kills must be a whole number of at least 1, got 0." in capsys.readouterr().err
+
+
 @pytest.mark.slow
 def test_a_run_killed_three_times_ends_bit_identical(compiled, tmp_path):
     """As `scripts/check_resume.py` does it: processes killed at random moments, the first half within their start."""
