@@ -23,6 +23,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from bptoolkit import trees
+from bptoolkit.counts import check_whole, fails
 from bptoolkit.fixed_point.batch import anyone, if_anyone, masking, shared
 from bptoolkit.fixed_point.compact import until_all_end
 from bptoolkit.fixed_point.solvers import Solver, picard, settled_solver
@@ -325,19 +326,21 @@ def check_stop(stop: Stop) -> None:
     """Raise unless it is a `Stop` whose written numbers can end a relaxation."""
     if not isinstance(stop, Stop):
         raise ValueError(f"stop must be a Stop, got {stop!r}. Write for example Stop(rtol=1e-5, max_steps=500).")
-    for name, bound in zip(Stop._fields, stop, strict=True):
-        if bound is None and name == "rtol":
-            continue
-        if isinstance(bound, str) or (not hasattr(bound, "__array__") and not isinstance(bound, int | float)):
+    given = stop._replace(rtol=0.0) if stop.rtol is None else stop
+    for name, bound in zip(Stop._fields, given, strict=True):
+        if (
+            bound is None
+            or isinstance(bound, str)
+            or not (hasattr(bound, "__array__") or isinstance(bound, int | float))
+        ):
             raise ValueError(f"{name} must be a number, got {bound!r}.")
         if jnp.shape(bound) != ():
             raise ValueError(f"{name} must be one number, got shape {jnp.shape(bound)}. For one each, vmap over it.")
-        if isinstance(bound, jax.core.Tracer):
-            continue
-        if not bound >= 0:
+        if fails(lambda number: number >= 0, bound):
             raise ValueError(f"{name} must be at least 0, got {bound}. Leave rtol out for what the dtype can honour.")
-        if name == "max_steps" and (isinstance(bound, bool) or float(bound) not in range(2**31)):
-            raise ValueError(f"max_steps must be a whole number below 2³¹, got {bound}.")
+    whole = lambda number: number.dtype != bool and float(number) in range(2**31)
+    if fails(whole, stop.max_steps):
+        raise ValueError(f"max_steps must be a whole number below 2³¹, got {stop.max_steps}.")
 
 
 def check_extra(extra: dict) -> None:
@@ -350,10 +353,8 @@ def check_extra(extra: dict) -> None:
 
 def check_counts(every: int, compact: int | None) -> None:
     """Raise unless there are steps between judgements, and samples in the smallest batch."""
-    if every < 1:
-        raise ValueError(f"every must be at least 1, got {every}. Take 1 to judge each step.")
-    if compact is not None and compact < 1:
-        raise ValueError(f"compact must be at least 1, got {compact}. Leave it out for no compaction.")
+    check_whole(1, "Take 1 to judge each step.", every=every)
+    check_whole(1, "Leave it out for no compaction.", compact=compact)
 
 
 def check_map(f: Callable[[State], State], z0: State) -> None:

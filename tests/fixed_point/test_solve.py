@@ -352,6 +352,16 @@ def test_what_cannot_end_a_relaxation_is_refused(options, sentence):
         solve(lambda z: 0.5 * jnp.cos(z), jnp.zeros(3), **options)
 
 
+def test_a_written_tolerance_may_be_an_array_inside_of_jit():
+    """A concrete one is read; a traced one passes."""
+    settled = lambda rtol: solve(lambda z: 0.5 * jnp.cos(z), jnp.zeros(3), stop=Stop(rtol=rtol)).status
+    right, wrong = jnp.float32(1e-3), jnp.float32(-1)
+    assert jax.jit(lambda: settled(right))() == Status.CONVERGED
+    assert jax.jit(settled)(right) == Status.CONVERGED
+    with pytest.raises(ValueError, match="rtol must be at least 0"):
+        jax.jit(lambda: settled(wrong))()
+
+
 @pytest.mark.parametrize("make", [almeida_pineda, bicgstab, gmres, cg_normal, exact, implicit])
 def test_what_is_no_stop_is_refused_where_it_is_given(make):
     with pytest.raises(ValueError, match=r"stop must be a Stop, got 0\.001"):
