@@ -15,6 +15,7 @@ from bptoolkit.continual.nesting import (
     require_learner,
     require_mixable,
     require_own_rows,
+    require_steps,
 )
 from bptoolkit.continual.readout import readout
 from bptoolkit.continual.streams import Stream
@@ -55,9 +56,10 @@ def cumulative(learner: Learner) -> Learner:
     the way (Ash & Adams 2020, NeurIPS, "On warm-starting").  It costs what `joint` does.
 
     Raises:
-        ValueError: a strategy inside that isolates tasks.
+        ValueError: a strategy inside that isolates tasks; gdumb, which trains a new net by itself.
     """
     require_mixable(learner, "cumulative")
+    require_steps(learner)
     return learner._replace(curriculum=Curriculum(sources=lambda tasks, k: tasks <= k, rounds=lambda k: k + 1))
 
 
@@ -88,6 +90,12 @@ def random_features(learner: Learner) -> Learner:
     return adding(learner, init, free=lambda memory, params: memory.trained, looks_on=False)
 
 
+NOTHING_LEFT = (
+    "{0} gives every task a net of its own, so a strategy inside that goes by what earlier tasks left (a penalty, "
+    "rehearsal, distillation) would do nothing.\nWrite {0}(rule)."
+)
+
+
 class Nets(NamedTuple):
     """One net a task, and which of them is being trained."""
 
@@ -101,13 +109,14 @@ def separate(learner: Learner) -> Learner:
 
     The reference for what sharing costs or gains.  T nets are kept: for equal numbers of weights, make each smaller.
     Every stage starts with a fresh optimiser state and a fresh memory of the learner inside.  Rows of other tasks that
-    a strategy around mixes in have no weight.  Penalties belong inside: around it they would pull the net of one task
-    towards that of another.
+    a strategy around mixes in have no weight; a penalty around it pulls the net of one task towards that of another.
 
     Raises:
-        ValueError: a stream that does not tell the task at test time; a learner that trains on several tasks at once.
+        ValueError: a stream that does not tell the task at test time; a learner that trains on several tasks at once,
+            or goes by what earlier tasks left, as penalties and rehearsal do: nothing is left to a net of its own.
     """
     require_own_rows(learner, "separate")
+    require_kept(learner, "separate", NOTHING_LEFT)
 
     def init(params: Params, spec: StreamSpec, key: Key) -> Nets:
         require_told(spec, "separate")

@@ -180,7 +180,7 @@ def _diagnosis(
 
 
 def outputs_of_tasks(train: Batch, test: Batch) -> Bool[Array, "b k"]:
-    """For each test row the outputs that its task's training rows are labelled with."""
+    """For each test row the outputs that its task's training rows are labelled with, strayed ones among them."""
     same = (test.task[:, None] == train.task[None, :]) & (train.weight > 0)[None, :]
     return (same.astype(train.target.dtype) @ train.target) > 0
 

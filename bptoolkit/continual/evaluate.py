@@ -108,14 +108,14 @@ def _diagnosed(asked: Asked, data: tuple[Rows, Rows], wanted: int) -> Findings:
 
     known = of(train_rows, indices.train, seen)
     new, logits = of(test_rows, indices.test, answered)
-    own = _outputs(indices, train_rows)[new.task]
+    own = _outputs(indices, test_rows)[new.task]
     return findings(logits, known, new, own, tasks)
 
 
 def _outputs(indices: Indices, rows: Rows) -> Bool[Array, "tasks outputs"]:
-    """Which outputs the training rows of each task are labelled with."""
+    """Which outputs the test rows of each task are labelled with; those of training may have strayed in (`blurry`)."""
     task = jnp.arange(len(indices.active), dtype=jnp.int32)[:, None]
-    return jnp.zeros(indices.active.shape, bool).at[task, indices.output[task, rows.y[indices.train.index]]].set(True)
+    return jnp.zeros(indices.active.shape, bool).at[task, indices.output[task, rows.y[indices.test.index]]].set(True)
 
 
 def _over_rows(asked: Asked, rows: Rows, view: View, wanted: int, function: Callable[[Batch], PyTree]) -> PyTree:

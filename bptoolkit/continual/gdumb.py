@@ -35,7 +35,7 @@ def gdumb(
     """At the end of each task train a new net, from new first weights, on `per_class` random rows of each class so far.
 
     The experiment's own steps change no weight; the loss that is reported is that of the net as it is, on rows that it
-    does not learn.
+    does not learn.  A strategy around it would have no say in the new net, and is refused.
 
     Args:
         per_class: rows kept of each class of a task; all where a class has fewer.
@@ -77,7 +77,8 @@ def gdumb(
             end, _ = train(learner, optimizer, rows, start, train_key, steps)
             return end.params, Sample(end.memory, memory.first, kept)
 
-        return around(learner, init=init, gradient=gradient, after_step=after_step, end_task=end_task)
+        outer = around(learner, init=init, gradient=gradient, after_step=after_step, end_task=end_task)
+        return outer._replace(anew=True)
 
     return strategy
 

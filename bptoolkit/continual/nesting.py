@@ -22,6 +22,7 @@ __all__ = [
     "require_logits",
     "require_mixable",
     "require_own_rows",
+    "require_steps",
     "seen_in",
 ]
 
@@ -49,9 +50,10 @@ def around(
     `ends`; if left out, it is whether `end_task` is given.
 
     Raises:
-        ValueError: no learner; one that starts anew at every stage, for a strategy that goes by what tasks left.
+        ValueError: no learner; one that trains a new net at the end of a task; one that starts anew at every stage, for
+            a strategy that goes by what tasks left.
     """
-    require_learner(learner)
+    require_steps(learner)
     ends = end_task is not None if ends is None else ends
     if ends and learner.curriculum.fresh:
         raise ValueError(STARTS_ANEW.format("joint"))
@@ -100,7 +102,8 @@ def adding(
 ) -> Learner:
     """The learner with something done beside: `around` for strategies that never do without the learner inside.
 
-    A key is split only where something of one's own is drawn: what draws nothing leaves the luck of others as it is.
+    A key is split at each hook that does something of its own: other strategies inside then have other luck, even where
+    this one has no effect, so that a pair of seeds shares streams and first weights, not what is kept or drawn.
 
     Args:
         learner: the one inside.
@@ -112,7 +115,7 @@ def adding(
             change a weight so far and no further.  What is held inside is held against this strategy's own changes.
         looks_on: as in `Learner`.
     """
-    require_learner(learner)
+    require_steps(learner)
     free_inside = learner.free
 
     def call_init(params: Params, spec: StreamSpec, key: Key):
@@ -194,6 +197,16 @@ def require_learner(learner: Any) -> None:
         raise ValueError(f"A strategy goes around a learner, got {type(learner).__name__}.{hint}")
 
 
+def require_steps(learner: Learner) -> None:
+    """Raise where what is inside takes no part of its net from the steps that it is given."""
+    require_learner(learner)
+    if learner.anew:
+        raise ValueError(
+            "gdumb trains a new net at the end of each task, in which a strategy around it would have no say.\n"
+            "Put what goes by the gradient alone inside, as in gdumb(…)(random_features(rule)), or take gdumb alone."
+        )
+
+
 def require_mixable(learner: Learner, name: str) -> None:
     """Raise where what is inside has to be trained on one task at a time."""
     require_learner(learner)
@@ -213,11 +226,11 @@ def require_own_rows(learner: Learner, name: str) -> None:
         )
 
 
-def require_kept(learner: Learner, name: str) -> None:
+def require_kept(learner: Learner, name: str, sentence: str = STARTS_ANEW) -> None:
     """Raise where what is inside would lose what it goes by, since every stage starts anew."""
     require_learner(learner)
     if learner.ends:
-        raise ValueError(STARTS_ANEW.format(name))
+        raise ValueError(sentence.format(name))
 
 
 def require_logits(learner: Learner, name: str) -> None:

@@ -40,15 +40,16 @@ def l2_init(strength: Number) -> Strategy:
 
 
 class Shaken(NamedTuple):
-    """What the weights are multiplied with, and first weights with, before each task but the first."""
+    """What the weights are multiplied with, and first weights with, before each task but the first of a net."""
 
     inner: Memory
     shrink: Float[Array, ""]
     perturb: Float[Array, ""]
+    begun: Bool[Array, ""]  # whether this net has had its first task
 
 
 def shrink_and_perturb(shrink: Number = 0.4, perturb: Number = 0.1) -> Strategy:
-    """Before each task but the first, θ ← shrink · θ + perturb · θ′, θ′ first weights drawn anew.
+    """Before each task but a net's first, θ ← shrink · θ + perturb · θ′, θ′ first weights drawn anew.
 
     The paper's noise is Gaussian; first weights have the scale that each layer was made for.
 
@@ -66,11 +67,11 @@ def shrink_and_perturb(shrink: Number = 0.4, perturb: Number = 0.1) -> Strategy:
 
     def strategy(learner: Learner) -> Learner:
         def init(inner: Memory, params: Params, spec: StreamSpec, key: Key) -> Shaken:
-            return Shaken(inner, traced(shrink), traced(perturb))
+            return Shaken(inner, traced(shrink), traced(perturb), jnp.bool_(False))
 
         def start_task(memory: Shaken, params: Params, task: Int[Array, ""], key: Key) -> tuple[Params, Shaken]:
             shaken = trees.add(trees.scale(memory.shrink, params), trees.scale(memory.perturb, learner.model.init(key)))
-            return trees.choose(task > 0, shaken, params), memory
+            return trees.choose(memory.begun, shaken, params), memory._replace(begun=jnp.bool_(True))
 
         return adding(learner, init, start_task=start_task, looks_on=False)
 

@@ -86,6 +86,8 @@ class Learner(NamedTuple):
         anew with every stage, `joint`, would leave it nothing to go by.
     logits: whether `predict` gives what the model's outputs give; False where it answers by something else, which is
         not to be matched by them, as in `icarl`.
+    anew: whether it trains a new net at the end of a task, whatever the steps before did, as `gdumb` does: a strategy
+        around it would have no say.
     """
 
     model: Model
@@ -106,6 +108,7 @@ class Learner(NamedTuple):
     apart: bool = False
     ends: bool = False
     logits: bool = True
+    anew: bool = False
 
 
 LearningRule: TypeAlias = Callable[[Model], Learner]

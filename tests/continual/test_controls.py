@@ -141,15 +141,6 @@ def test_separate_nets_are_not_gated_from_outside(gating):
         gating(cl.separate(learning.backprop(MODEL)))
 
 
-def test_features_stay_when_a_task_ends_too(clouds, drive):
-    """GDumb draws a new net at the end of each task."""
-    driven = drive(
-        cl.random_features(cl.gdumb(2, steps=3, optimizer=optax.sgd(0.1))(learning.backprop(MODEL))), clouds()
-    )
-    start, stages = driven.begin(), driven.run()
-    np.testing.assert_array_equal(stages[-1].progress.params[0]["w"], start.params[0]["w"])
-
-
 def test_a_strategy_goes_around_a_learner():
     with pytest.raises(ValueError, match=r"A strategy goes around a learner, got Model. Make one .* backprop\(model\)"):
         cl.ewc(1.0)(MODEL)

@@ -1,5 +1,7 @@
 """`Experiment.diagnose`: the matrices of a run against `diagnose` on the weights of that time, and against NumPy."""
 
+import dataclasses
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -169,6 +171,18 @@ def test_what_gates_by_tasks_is_asked_under_its_gates(name, clouds):
     bare = cl.diagnose(MODEL, progress_of(states[-1], 0).params, train, test)
     ours = cl.Diagnosis(*(getattr(result.diagnosis, way)[0, -1] for way in WAYS))
     assert max(np.abs(a - b).max() for a, b in zip(bare, ours, strict=True)) > 0
+
+
+def test_strayed_rows_make_no_output_one_of_a_task(clouds):
+    """The untrained net is the same, and so are test rows: masked to two outputs a task, however many rows stray."""
+    asked = experiment(clouds, learning.backprop(MODEL), steps=2)
+    one, other = (
+        carried_out(dataclasses.replace(asked, stream=cl.blurry(asked.stream, share)))[0].diagnosis
+        for share in (0.0, 1.0)
+    )
+    np.testing.assert_array_equal(one.masked[:, 0], other.masked[:, 0])
+    np.testing.assert_array_equal(one.plain[:, 0], other.plain[:, 0])
+    assert np.any(one.masked[:, 0] != one.plain[:, 0])
 
 
 def test_separate_nets_answer_and_show_no_features(clouds):

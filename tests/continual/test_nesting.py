@@ -1,5 +1,6 @@
 """What goes around what: what would do nothing there, or something else than it says, is refused in a sentence."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -35,7 +36,8 @@ def test_what_goes_by_earlier_tasks_is_refused_where_every_stage_starts_anew(kin
     for learner in (lambda: cl.joint(ENDS[kind](RULE)), lambda: ENDS[kind](cl.joint(RULE))):
         with pytest.raises(ValueError, match="starts anew with every stage, so a strategy that goes by what earlier"):
             learner()
-    cl.cumulative(ENDS[kind](RULE))  # goes on, so there it has something to go by
+    if kind != "a sample":  # trains a net of its own, whatever goes on around
+        cl.cumulative(ENDS[kind](RULE))  # goes on, so there it has something to go by
 
 
 @pytest.mark.parametrize("active", [cl.l2_init(1.0), cl.redo(0.5, every=2), cl.xdg(0.5)], ids=["pull", "redo", "xdg"])
@@ -81,6 +83,42 @@ def test_icarl_reads_the_features_of_one_net():
 def test_a_net_that_is_drawn_anew_has_no_past_to_look_at(inner):
     with pytest.raises(ValueError, match="gdumb trains a new net each time, which has no past"):
         cl.gdumb(2, steps=2)(inner(RULE))
+
+
+@pytest.mark.parametrize(
+    "outer",
+    [cl.ewc(1.0), cl.l2_init(1.0), cl.replay(2), cl.shrink_and_perturb(), cl.random_features, cl.cumulative],
+)
+def test_nothing_has_a_say_around_a_net_that_is_drawn_anew(outer):
+    with pytest.raises(ValueError, match="gdumb trains a new net at the end of each task, in which a strategy around"):
+        outer(cl.gdumb(2, steps=2)(RULE))
+
+
+def test_what_goes_by_the_gradient_alone_has_a_say_inside(clouds, drive):
+    """The negative control: the readout alone is trained, of the new net."""
+    end = lambda rule: drive(cl.gdumb(2, steps=3, optimizer=optax.sgd(0.1))(rule), clouds()).run()[-1].progress.params
+    frozen, free = end(cl.random_features(RULE)), end(RULE)
+    assert np.abs(frozen[0]["w"] - free[0]["w"]).max() > 1e-6
+
+
+@pytest.mark.parametrize("inner", [cl.ewc(1.0), cl.si(1.0), cl.replay(2), cl.agem(2), cl.lwf()])
+def test_a_net_of_its_own_has_no_earlier_task_to_go_by(inner):
+    with pytest.raises(ValueError, match="separate gives every task a net of its own, so a strategy inside"):
+        cl.separate(inner(RULE))
+
+
+@pytest.mark.parametrize("control", [cl.joint, cl.separate])
+def test_a_new_net_is_not_shaken_before_its_first_task(control, clouds):
+    """Shaken to nothing, the net of the last stage would end elsewhere; the negative control is a net that goes on."""
+
+    def end(learner):
+        experiment = cl.Experiment(clouds("task"), learner, optax.sgd(0.1), steps=3, batch=4)
+        return cl.run(experiment, jax.random.key(0), seeds=1).params
+
+    shaken = cl.shrink_and_perturb(0.0, 0.0)(RULE)
+    chex.assert_trees_all_close(end(control(shaken)), end(control(RULE)), atol=1e-12)
+    gone = jax.tree.map(lambda a, b: float(np.max(np.abs(a - b))), end(shaken), end(RULE))
+    assert max(jax.tree.leaves(gone)) > 1e-3
 
 
 def test_each_of_separate_nets_is_pulled_to_its_own_first_weights(clouds, drive):
