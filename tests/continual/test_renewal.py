@@ -177,9 +177,10 @@ def test_continual_backprop_renews_the_least_useful_mature_unit(params, rows):
 def test_shaking_happens_before_a_task_and_not_before_the_first(params):
     learner = cl.shrink_and_perturb(0.5, 0.25)(RULE)
     memory = learner.init(params, None, jax.random.key(0))
-    begin = lambda task: learner.start_task(memory, params, jnp.int32(task), jax.random.key(4))[0]
-    chex.assert_trees_all_equal(begin(0), params)
-    shaken = jax.tree.map(lambda p, s: (s - 0.5 * p) / 0.25, params, begin(1))
+    begin = lambda memory, task: learner.start_task(memory, params, jnp.int32(task), jax.random.key(4))
+    first, memory = begin(memory, 0)
+    chex.assert_trees_all_equal(first, params)
+    shaken = jax.tree.map(lambda p, s: (s - 0.5 * p) / 0.25, params, begin(memory, 1)[0])
     chex.assert_trees_all_close(shaken, MODEL.init(jax.random.split(jax.random.key(4))[1]), atol=1e-12)
 
 
