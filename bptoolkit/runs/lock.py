@@ -23,7 +23,7 @@ def locked(folder: Path) -> Iterator[None]:
     POSIX only (`flock`).
 
     Raises:
-        InUse: when another process holds it.
+        InUse: when another process holds it, or there are no locks on this disk.
         RunError: when it cannot be written.
     """
     import fcntl
