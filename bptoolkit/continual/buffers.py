@@ -20,6 +20,7 @@ __all__ = [
     "Buffer",
     "Reservoir",
     "add",
+    "any_of",
     "draw",
     "draw_in_epochs",
     "held",
@@ -72,8 +73,7 @@ def keep(buffer: Buffer, task: Task, rows: Batch, key: Key) -> Buffer:
 
 def draw(buffer: Buffer, key: Key, rows: int) -> Batch:
     """Rows drawn with replacement from what is stored of the tasks so far; weight 0 before the first is."""
-    drawn = jax.random.randint(key, (rows,), 0, jnp.maximum(jnp.sum(held(buffer.rows), dtype=jnp.int32), 1), jnp.int32)
-    return nth(buffer.rows, drawn)
+    return any_of(buffer.rows, key, rows)
 
 
 def draw_in_epochs(buffer: Buffer, rows: int, per_task: bool) -> Batch:
@@ -89,9 +89,8 @@ def draw_in_epochs(buffer: Buffer, rows: int, per_task: bool) -> Batch:
 
     i = jnp.arange(total, dtype=jnp.int32)
     group = i // share
-    size = jnp.maximum(
-        stored[jnp.minimum(group, tasks - 1)] if per_task else jnp.sum(stored, dtype=jnp.int32), 1
-    ) + jnp.zeros_like(i)
+    size = stored[jnp.minimum(group, tasks - 1)] if per_task else jnp.sum(stored, dtype=jnp.int32)
+    size = jnp.broadcast_to(jnp.maximum(size, 1), i.shape)
     steps = jnp.maximum(size // share, 1)
     place = i % share + (buffer.step % steps) * share
     counts = (place < size) & (group < behind if per_task else group < 1)
@@ -116,6 +115,11 @@ def packed(rows: Batch) -> Batch:
 def held(rows: Batch) -> Int[Array, "tasks"]:
     """How many rows are stored of each task, of rows (tasks, places, …)."""
     return jnp.sum(rows.weight > 0, axis=1, dtype=jnp.int32)
+
+
+def any_of(rows: Batch, key: Key, n: int) -> Batch:
+    """n of all stored rows, with replacement, of packed rows (tasks, places, …); of weight 0 where none is stored."""
+    return nth(rows, jax.random.randint(key, (n,), 0, jnp.maximum(jnp.sum(held(rows), dtype=jnp.int32), 1), jnp.int32))
 
 
 def nth(rows: Batch, n: Int[Array, "b"]) -> Batch:

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
-from bptoolkit.continual.buffers import as_heavy, counted, held, new_buffer, nth, packed
+from bptoolkit.continual.buffers import any_of, as_heavy, counted, held, new_buffer, packed
 from bptoolkit.continual.diagnose import class_means, features, nearest, unit
 from bptoolkit.continual.nesting import around, require_learner
 from bptoolkit.continual.strengths import check_positive, check_whole
@@ -142,8 +142,7 @@ def _among_exemplars(memory: Exemplars, batch: Batch, key: Key) -> Batch:
     ahead = memory.seen // jnp.maximum(memory.tasks, 1)
     share = stored / jnp.maximum(stored + ahead, 1)
     gives_way = jax.random.uniform(lot_key, batch.weight.shape, batch.weight.dtype) < share.astype(batch.weight.dtype)
-    drawn = jax.random.randint(draw_key, batch.weight.shape, 0, jnp.maximum(stored, 1), jnp.int32)
-    exemplars = as_heavy(nth(memory.rows, drawn), batch)
+    exemplars = as_heavy(any_of(memory.rows, draw_key, len(batch.weight)), batch)
     pick = lambda a, b: jnp.where(gives_way.reshape(-1, *[1] * (a.ndim - 1)), a, b)
     return jax.tree.map(pick, exemplars, batch)
 
