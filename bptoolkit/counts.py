@@ -4,9 +4,10 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+from jax import dtypes
 from jax.core import Tracer
 
-__all__ = ["check_whole", "fails", "positive", "written"]
+__all__ = ["check_whole", "fails", "is_number", "positive", "written"]
 
 
 def check_whole(least: int = 1, advice: str = "", /, **sizes: Any) -> None:
@@ -26,6 +27,13 @@ def check_whole(least: int = 1, advice: str = "", /, **sizes: Any) -> None:
             raise ValueError(f"{name} must be a whole number, got {got}.{after}")
         if value < least:
             raise ValueError(f"{name} must be at least {least}, got {value}.{after}")
+
+
+def is_number(value: Any) -> bool:
+    """Whether something is a real number, or an array of them: Python's, NumPy's or JAX's, traced or not."""
+    if not hasattr(value, "dtype"):
+        return isinstance(value, int | float)
+    return any(dtypes.issubdtype(value.dtype, kind) for kind in (np.floating, np.integer, np.bool_))
 
 
 def written(value: Any) -> bool:

@@ -52,8 +52,7 @@ def check_positive(name: str, value: Number) -> None:
 
 def _check_number(name: str, value: Any) -> None:
     """Raise where something else than one number was given."""
-    is_number = hasattr(value, "__array__") or isinstance(value, int | float)
-    if isinstance(value, str) or not is_number or jnp.iscomplexobj(value):
+    if not counts.is_number(value):
         raise ValueError(f"{name} must be a real number, {_got(value)}")
     if np.shape(value) != ():
         raise ValueError(

@@ -1,12 +1,14 @@
 """Fixed points z* = f(z*): how to reach them, how to differentiate them, and how to tell what they are worth.
 
-`solve` drives a solver and judges the end; `solvers`, `chebyshev`, `quasi_newton`, `newton` and `splitting` move the
-state; `adjoints` and `krylov` solve the transposed network; `relax` joins both into something differentiable, with
-`automatic` for what is not said, `failure` for what has failed and `auxiliary` for what f returns beside its state;
-`unrolled` goes through the steps themselves; `diagnose` and `stability` look at the spectrum.
+`solve` drives a solver and judges the end; `arguments` is what it is given, `sizes` what it measures by; `solvers`,
+`chebyshev`, `quasi_newton`, `newton` and `splitting` move the state; `adjoints` and `krylov` solve the transposed
+network; `relax` joins both into something differentiable, with `automatic` for what is not said, `failure` for what
+has failed and `auxiliary` for what f returns beside its state; `unrolled` goes through the steps themselves; `diagnose`
+and `stability` look at the spectrum.
 """
 
 from bptoolkit.fixed_point.adjoints import Adjoint, Biased, almeida_pineda, dense, neumann, one_step, phantom
+from bptoolkit.fixed_point.arguments import Stop
 from bptoolkit.fixed_point.automatic import exact, settle
 from bptoolkit.fixed_point.auxiliary import with_aux
 from bptoolkit.fixed_point.chebyshev import chebyshev
@@ -27,7 +29,7 @@ from bptoolkit.fixed_point.krylov import bicgstab, cg_normal, gmres
 from bptoolkit.fixed_point.newton import newton_krylov
 from bptoolkit.fixed_point.quasi_newton import broyden, shine
 from bptoolkit.fixed_point.relax import Relaxation, implicit, new_probe, value_and_grad
-from bptoolkit.fixed_point.solve import Solution, Status, Stop, solve
+from bptoolkit.fixed_point.solve import Solution, Status, solve
 from bptoolkit.fixed_point.solvers import Solver, anderson, damped, picard, relaxation
 from bptoolkit.fixed_point.splitting import Resolvent, forward_backward, peaceman_rachford
 from bptoolkit.fixed_point.stability import (

@@ -4,7 +4,6 @@ An adjoint is given the product λ ↦ Jᵀλ and g = ∂L/∂z*, and returns a 
 respect to any argument θ of f is then (∂f/∂θ)ᵀλ.  The same functions serve forward mode, with J for Jᵀ.
 """
 
-import inspect
 from collections.abc import Callable
 from typing import NamedTuple, TypeAlias
 
@@ -15,17 +14,9 @@ from jaxtyping import Array, Float, Inexact
 
 from bptoolkit import trees
 from bptoolkit.counts import check_whole
-from bptoolkit.fixed_point.solve import (
-    Solution,
-    Status,
-    Stop,
-    certified,
-    check_counts,
-    check_stop,
-    norm,
-    settled_dtypes,
-    solve,
-)
+from bptoolkit.fixed_point.arguments import Stop, check_counts, check_stop, takes
+from bptoolkit.fixed_point.sizes import norm
+from bptoolkit.fixed_point.solve import Solution, Status, certified, settled_dtypes, solve
 from bptoolkit.fixed_point.solvers import Solver, damped, picard, settled_solver
 from bptoolkit.types import Memory, State
 
@@ -44,9 +35,7 @@ Adjoint: TypeAlias = Callable[..., Solution]
 
 def check_adjoint(name: str, adjoint: Adjoint) -> None:
     """Raise ValueError for something else than an adjoint, such as the function that makes one."""
-    told = inspect.signature(adjoint).parameters.values() if callable(adjoint) else ()
-    keywords = any(parameter.kind is parameter.VAR_KEYWORD for parameter in told)
-    if not keywords and not {"start", "factors"} <= {parameter.name for parameter in told}:
+    if not takes(adjoint, "start", "factors"):
         named = getattr(adjoint, "__name__", type(adjoint).__name__)
         raise ValueError(f"{name} must be an Adjoint, as almeida_pineda() or gmres() make one, got {named}.")
 

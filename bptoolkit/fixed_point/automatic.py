@@ -10,9 +10,10 @@ import jax.numpy as jnp
 
 from bptoolkit import trees
 from bptoolkit.fixed_point.adjoints import SMALL, Adjoint, Matvec, dense
+from bptoolkit.fixed_point.arguments import Stop, check_stop
 from bptoolkit.fixed_point.batch import if_anyone
 from bptoolkit.fixed_point.krylov import bicgstab, gmres
-from bptoolkit.fixed_point.solve import Solution, Status, Stop, check_stop, solve
+from bptoolkit.fixed_point.solve import Solution, Status, solve
 from bptoolkit.fixed_point.solvers import anderson, picard
 from bptoolkit.types import Memory, State
 

@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, Int
 
 from bptoolkit import trees
 from bptoolkit.counts import fails
-from bptoolkit.fixed_point.solve import norm
+from bptoolkit.fixed_point.sizes import norm
 from bptoolkit.fixed_point.solvers import Solver
 from bptoolkit.types import PyTree, State
 

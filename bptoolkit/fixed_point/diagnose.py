@@ -19,8 +19,10 @@ from jaxtyping import Array, Bool, Float
 
 from bptoolkit import trees
 from bptoolkit.counts import check_whole
+from bptoolkit.fixed_point.arguments import Stop, check_extra
 from bptoolkit.fixed_point.relax import Map, Relaxation, implicit, value_and_grad
-from bptoolkit.fixed_point.solve import Solution, Status, Stop, check_extra, norm, settled_dtypes
+from bptoolkit.fixed_point.sizes import norm
+from bptoolkit.fixed_point.solve import Solution, Status, settled_dtypes
 from bptoolkit.fixed_point.solvers import Solver, settled_solver
 from bptoolkit.fixed_point.stability import Spectrum, coordinates, largest_dt, linearised, ritz, spectrum
 from bptoolkit.types import Key, PyTree, State

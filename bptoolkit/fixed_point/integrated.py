@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import optax
 
 from bptoolkit import trees
-from bptoolkit.fixed_point.solve import norm
+from bptoolkit.fixed_point.sizes import norm
 from bptoolkit.fixed_point.solvers import Solver
 from bptoolkit.fixed_point.stability import coordinates
 from bptoolkit.types import PyTree

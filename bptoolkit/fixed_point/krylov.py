@@ -25,18 +25,10 @@ from jaxtyping import Array, Bool, Float, Inexact, Int
 from bptoolkit import trees
 from bptoolkit.counts import check_whole
 from bptoolkit.fixed_point.adjoints import Adjoint, Matvec
+from bptoolkit.fixed_point.arguments import Stop, check_stop
 from bptoolkit.fixed_point.batch import anyone
-from bptoolkit.fixed_point.solve import (
-    RUNNING,
-    Rule,
-    Solution,
-    Status,
-    Stop,
-    check_stop,
-    first_that_holds,
-    norm,
-    settled_dtypes,
-)
+from bptoolkit.fixed_point.sizes import norm
+from bptoolkit.fixed_point.solve import RUNNING, Rule, Solution, Status, first_that_holds, settled_dtypes
 from bptoolkit.types import Memory, State
 
 __all__ = ["bicgstab", "cg_normal", "gmres"]

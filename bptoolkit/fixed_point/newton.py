@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import optax
 
 from bptoolkit.fixed_point.adjoints import Adjoint, check_adjoint
+from bptoolkit.fixed_point.arguments import Stop
 from bptoolkit.fixed_point.krylov import gmres
-from bptoolkit.fixed_point.solve import Stop
 from bptoolkit.fixed_point.solvers import Solver
 from bptoolkit.types import PyTree
 

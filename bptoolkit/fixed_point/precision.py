@@ -14,7 +14,9 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Int
 
 from bptoolkit import trees
-from bptoolkit.fixed_point.solve import Solution, Status, Stop, norm, settled_dtypes
+from bptoolkit.fixed_point.arguments import Stop
+from bptoolkit.fixed_point.sizes import norm
+from bptoolkit.fixed_point.solve import Solution, Status, settled_dtypes
 from bptoolkit.types import PyTree, State
 
 __all__ = ["narrowed", "settled_narrowly"]

@@ -7,7 +7,6 @@ At the fixed point dz* = J dz* + (∂f/∂args) dargs, so forward mode solves wi
 The rule is a `custom_jvp` around a `custom_linear_solve`, so it can be differentiated again, forward and backward.
 """
 
-import inspect
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple, TypeAlias
@@ -23,19 +22,11 @@ from jaxtyping import Array, Bool, Float
 from bptoolkit import trees
 from bptoolkit.fixed_point import automatic
 from bptoolkit.fixed_point.adjoints import Adjoint, Biased, check_adjoint
+from bptoolkit.fixed_point.arguments import Stop, as_arrays, check_counts, check_map, check_stop, takes
 from bptoolkit.fixed_point.failure import Policy, adjoint_or, at_finite, check_policy, settled_or
 from bptoolkit.fixed_point.precision import settled_narrowly
-from bptoolkit.fixed_point.solve import (
-    Solution,
-    Status,
-    Stop,
-    as_arrays,
-    check_counts,
-    check_map,
-    check_stop,
-    norm,
-    solve,
-)
+from bptoolkit.fixed_point.sizes import norm
+from bptoolkit.fixed_point.solve import Solution, Status, solve
 from bptoolkit.fixed_point.solvers import Solver, settled_solver
 from bptoolkit.fixed_point.stability import coordinates
 from bptoolkit.types import Memory, PyTree, State
@@ -53,9 +44,7 @@ Probe: TypeAlias = Float[Array, "5"]  # its gradient is (steps, residual, rate, 
 
 def check_relaxation(name: str, relax: Relaxation) -> None:
     """Raise ValueError for something else than a relaxation, such as a solver, or the function that makes one."""
-    told = inspect.signature(relax).parameters.values() if callable(relax) else ()
-    keywords = any(parameter.kind is parameter.VAR_KEYWORD for parameter in told)
-    if not keywords and not {"start", "probe"} <= {parameter.name for parameter in told}:
+    if not takes(relax, "start", "probe"):
         made = "a solver" if isinstance(relax, optax.GradientTransformation) else type(relax).__name__
         named = getattr(relax, "__name__", made)
         raise ValueError(f"{name} must be a Relaxation, as implicit() or unrolled(50) makes one, got {named}.")

@@ -23,35 +23,22 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from bptoolkit import trees
-from bptoolkit.counts import check_whole, fails
+from bptoolkit.fixed_point.arguments import Stop, as_arrays, check_counts, check_extra, check_map, check_stop
 from bptoolkit.fixed_point.batch import anyone, if_anyone, masking, shared
 from bptoolkit.fixed_point.compact import until_all_end
+from bptoolkit.fixed_point.sizes import coarsest, honoured, judging_dtype, level, norm, real_dtype
 from bptoolkit.fixed_point.solvers import Solver, picard, settled_solver
 from bptoolkit.types import Memory, State
 
-__all__ = ["Solution", "Status", "Stop", "solve"]
+__all__ = ["Solution", "Status", "solve"]
 
 GROWTH = 1e4  # a residual this many times the smallest one seen has diverged
 PATIENCE = 8  # steps in a row before a cycle or a standstill is believed
 LOST = 64  # steps without a smaller residual, once it is at the level of rounding: enough for an estimate to fade
 CLOSEST = 3e-4  # to one that an estimated rate is believed to be
 FRESH = 0.25  # weight of the newest step in the estimated rate
-SHORT = 32  # numbers whose sums, one for each sample of a batch, would not fill the vectors of a CPU
 NO_DIGIT = 0.05  # relative error of a solution that says nothing
 FADE = 0.87  # per step, of the largest error-to-residual factor seen: one lucky step must not end the search
-
-
-class Stop(NamedTuple):
-    """When to end.  All three may be traced; changing a value does not compile again.
-
-    rtol: bound on the estimated relative error; None takes what the dtype can honour (float32 1e-4, float64 1e-8).
-    atol: absolute bound, added; needed only where the fixed point may be zero.
-    max_steps: updates allowed; f is evaluated once more than that, and twice more from a start at rounding.
-    """
-
-    rtol: float | Float[Array, ""] | None = None
-    atol: float | Float[Array, ""] = 0.0
-    max_steps: int | Int[Array, ""] = 1000
 
 
 class Status(IntEnum):
@@ -190,7 +177,7 @@ def begin(f: Callable[[State], State], z0: State, solver: Solver, stop: "Rule") 
             Status.MAX_STEPS: jnp.less_equal(stop.max_steps, 0),
         }
     )
-    reach = norm(z0) + size / float(_coarsest(z0).eps)
+    reach = norm(z0) + size / float(coarsest(z0).eps)
     return Path(z0, r, solver.init(z0), none, size, size, reach, one, zero, zero, none, none, none, status)
 
 
@@ -200,12 +187,12 @@ def known_at_once(f: Callable[[State], State], path: Path, stop: "Rule") -> Path
     Where a state is settled already, as in warm starts, a step moves it by rounding, and r changes by rounding: they
     say nothing of each other.  One evaluation at a distance of √eps ‖z‖, along r, says ‖Δz‖/‖Δr‖ instead.
     """
-    near = (path.status == RUNNING) & (path.size <= _level(path.z) * norm(path.z))
+    near = (path.status == RUNNING) & (path.size <= level(path.z) * norm(path.z))
 
     def probed(path: Path) -> Path:
         tiny = jnp.finfo(path.size.dtype).tiny
-        length = float(_coarsest(path.z).eps) ** 0.5 * norm(path.z) / jnp.maximum(path.size, tiny)
-        wide = lambda x: x if jnp.iscomplexobj(x) else x.astype(_real(x))  # r and the length are far apart
+        length = float(coarsest(path.z).eps) ** 0.5 * norm(path.z) / jnp.maximum(path.size, tiny)
+        wide = lambda x: x if jnp.iscomplexobj(x) else x.astype(real_dtype(x))  # r and the length are far apart
         far = lambda r: (wide(r) * length.astype(wide(r).dtype)).astype(r.dtype)
         there = jax.tree.map(lambda z, r: z + far(r), path.z, path.r)
         moved = norm(trees.subtract(there, path.z))
@@ -235,7 +222,7 @@ def advance(f, update: Callable, stop: "Rule", path: Path, silent: int | Int[Arr
 
 def _judged(path: Path, z: State, r: State, before: State, update: State, memory, made, stop: "Rule") -> Path:
     """The path after `made` steps, the last of which moved z by `update` and the residual from `before` to r."""
-    eps = float(_coarsest(z).eps)
+    eps = float(coarsest(z).eps)
     size, scale, moved = norm(r), norm(z), norm(update)
     change, turn = norm(trees.subtract(r, before)), norm(trees.add(r, before))
     tiny = jnp.finfo(size.dtype).tiny
@@ -247,7 +234,7 @@ def _judged(path: Path, z: State, r: State, before: State, update: State, memory
     to_come = moved * rate / jnp.maximum(1 - rate, CLOSEST)  # the sum of all further steps, if they shrink at this rate
     secant = jnp.maximum(moved / jnp.maximum(change, tiny), fade * path.secant)
     factor = reduce(jnp.maximum, (secant, to_come / jnp.maximum(size, tiny), FADE**several * path.factor))
-    at_rounding = size <= _level(z) * scale
+    at_rounding = size <= level(z) * scale
 
     turning = jnp.where((turn <= eps**0.5 * size) & ~at_rounding, path.turning + 1, 0)
     still = jnp.where((change <= 4 * eps * scale) & (moved > 1e3 * eps * scale), path.still + 1, 0)
@@ -284,26 +271,13 @@ def certified(f: Callable[[State], State], value: State, reach: Float[Array, ""]
     where it leaves no digit.
     """
     direct = report(begin(f, value, picard(), settled_dtypes(Stop(max_steps=1), value)))
-    size, rounding = norm(value), float(_coarsest(value).eps) / 2
+    size, rounding = norm(value), float(coarsest(value).eps) / 2
     reach = jnp.asarray(reach, size.dtype)
     error = reach * jnp.maximum(direct.residual, rounding * size)
     close, some = error <= settled_dtypes(Stop(), value).rtol * size, reach * rounding < NO_DIGIT
     found, short = jnp.int32(Status.CONVERGED), jnp.where(some, jnp.int32(Status.STALLED), jnp.int32(Status.SINGULAR))
     told = {"status": jnp.where(close, found, short), "steps": jnp.int32(1), "error": error}
     return direct._replace(**told, rate=jnp.zeros_like(direct.rate))
-
-
-def norm(tree: State) -> Float[Array, ""]:
-    """Euclidean norm of the whole tree, in float32 or wider; carries no gradient."""
-    squares = [_summed(jnp.square(jnp.abs(lax.stop_gradient(x)).astype(_real(x)))) for x in jax.tree.leaves(tree)]
-    return jnp.sqrt(sum(s.astype(_judge(tree)) for s in squares))
-
-
-def _summed(x: Float[Array, "..."]) -> Float[Array, ""]:
-    """The sum; of few numbers as a product with ones, which a batch makes in one call, and a CPU in vectors."""
-    if x.size > SHORT:
-        return jnp.sum(x)
-    return jnp.matmul(x.ravel(), jnp.ones(x.size, x.dtype), precision=lax.Precision.HIGHEST)
 
 
 class Rule(NamedTuple):
@@ -317,65 +291,9 @@ class Rule(NamedTuple):
 def settled_dtypes(stop: Stop, z: State) -> Rule:
     """The same rule in fixed dtypes, so that another value never means another program."""
     check_stop(stop)
-    dtype = _judge(z)
-    rtol = _honoured(z) if stop.rtol is None else stop.rtol
+    dtype = judging_dtype(z)
+    rtol = honoured(z) if stop.rtol is None else stop.rtol
     return Rule(jnp.asarray(rtol, dtype), jnp.asarray(stop.atol, dtype), jnp.asarray(stop.max_steps, jnp.int32))
-
-
-def check_stop(stop: Stop) -> None:
-    """Raise unless it is a `Stop` whose written numbers can end a relaxation."""
-    if not isinstance(stop, Stop):
-        raise ValueError(f"stop must be a Stop, got {stop!r}. Write for example Stop(rtol=1e-5, max_steps=500).")
-    given = stop._replace(rtol=0.0) if stop.rtol is None else stop
-    for name, bound in zip(Stop._fields, given, strict=True):
-        if (
-            bound is None
-            or isinstance(bound, str)
-            or not (hasattr(bound, "__array__") or isinstance(bound, int | float))
-        ):
-            raise ValueError(f"{name} must be a number, got {bound!r}.")
-        if jnp.shape(bound) != ():
-            raise ValueError(f"{name} must be one number, got shape {jnp.shape(bound)}. For one each, vmap over it.")
-        if fails(lambda number: number >= 0, bound):
-            raise ValueError(f"{name} must be at least 0, got {bound}. Leave rtol out for what the dtype can honour.")
-    whole = lambda number: number.dtype != bool and float(number) in range(2**31)
-    if fails(whole, stop.max_steps):
-        raise ValueError(f"max_steps must be a whole number below 2³¹, got {stop.max_steps}.")
-
-
-def check_extra(extra: dict) -> None:
-    """Raise where what belongs into `stop` stands beside it: solvers pass over arguments that they do not know."""
-    for name in (*Stop._fields, "tol"):
-        if name in extra:
-            told = "rtol" if name == "tol" else name
-            raise ValueError(f"{name} belongs into stop, got it beside. Write stop=Stop({told}={extra[name]!r}).")
-
-
-def check_counts(every: int, compact: int | None) -> None:
-    """Raise unless there are steps between judgements, and samples in the smallest batch."""
-    check_whole(1, "Take 1 to judge each step.", every=every)
-    check_whole(1, "Leave it out for no compaction.", compact=compact)
-
-
-def check_map(f: Callable[[State], State], z0: State) -> None:
-    """Raise unless f maps the state onto its own shapes and dtypes."""
-    if not jax.tree.leaves(z0):
-        raise ValueError("z0 must hold at least one array, got an empty tree. Give the state to start from.")
-    for leaf in jax.tree.leaves(z0):
-        if not jnp.issubdtype(jnp.result_type(leaf), jnp.inexact):
-            raise ValueError(f"z0 must be floating, got {jnp.result_type(leaf)}. Cast it, e.g. to float32.")
-    describe = lambda tree: jax.tree.map(lambda x: (tuple(jnp.shape(x)), str(jnp.result_type(x))), tree)
-    given, returned = describe(z0), describe(jax.eval_shape(f, z0))
-    if given != returned:
-        raise ValueError(
-            f"f must return a state of the shapes and dtypes it was given: {given}, got {returned}.\n"
-            "Return one value per unit, for example tanh(z @ w + b) with w of shape (units, units)."
-        )
-
-
-def as_arrays(z: State) -> State:
-    """The state with numbers in it made arrays."""
-    return jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.result_type(leaf)), z)
 
 
 def first_that_holds(outcomes: dict[Status, Bool[Array, ""]]) -> Int[Array, ""]:
@@ -384,29 +302,3 @@ def first_that_holds(outcomes: dict[Status, Bool[Array, ""]]) -> Int[Array, ""]:
     for outcome, holds in reversed(outcomes.items()):
         status = jnp.where(holds, jnp.int32(outcome), status)
     return status
-
-
-def _real(x) -> jnp.dtype:
-    """The real dtype, float32 or wider, in which the size of x is summed."""
-    info = jnp.finfo(jnp.result_type(x))
-    return info.dtype if info.bits >= 32 else jnp.dtype(jnp.float32)
-
-
-def _judge(z: State) -> jnp.dtype:
-    """The dtype of norms and tolerances: the widest of the state's real dtypes."""
-    return max((_real(x) for x in jax.tree.leaves(z)), key=lambda d: jnp.finfo(d).bits)
-
-
-def _coarsest(z: State):
-    return max((jnp.finfo(jnp.result_type(x)) for x in jax.tree.leaves(z)), key=lambda info: info.eps)
-
-
-def _level(z: State) -> float:
-    """The relative residual from which on rounding has its part; below one hundredth, or eight units of rounding."""
-    eps = float(_coarsest(z).eps)
-    return min(128 * eps, max(8 * eps, 0.01))
-
-
-def _honoured(z: State) -> float:
-    """The relative error that the coarsest dtype of the state can honour: float32 1e-4, float64 1e-8."""
-    return {64: 1e-8, 32: 1e-4}.get(_coarsest(z).bits, 5e-2)

@@ -20,7 +20,7 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Complex, Float, Inexact
 
 from bptoolkit.counts import check_whole, fails, positive
-from bptoolkit.fixed_point.solve import norm
+from bptoolkit.fixed_point.sizes import norm
 from bptoolkit.types import Key, PyTree, State
 
 __all__ = ["Spectrum", "automatic_dt", "jacobian_penalty", "largest_dt", "monotone", "ritz"]

@@ -18,20 +18,9 @@ from jax import lax
 
 from bptoolkit import trees
 from bptoolkit.counts import check_whole
+from bptoolkit.fixed_point.arguments import Stop, as_arrays, check_map
 from bptoolkit.fixed_point.relax import Map, Probe, Relaxation
-from bptoolkit.fixed_point.solve import (
-    RUNNING,
-    Path,
-    Solution,
-    Status,
-    Stop,
-    advance,
-    as_arrays,
-    begin,
-    check_map,
-    report,
-    settled_dtypes,
-)
+from bptoolkit.fixed_point.solve import RUNNING, Path, Solution, Status, advance, begin, report, settled_dtypes
 from bptoolkit.fixed_point.solvers import Solver, settled_solver
 from bptoolkit.types import PyTree, State
 

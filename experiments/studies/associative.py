@@ -28,7 +28,7 @@ import optax
 
 from bptoolkit import data, learning, models, trees
 from bptoolkit import fixed_point as fp
-from bptoolkit.fixed_point.solve import norm
+from bptoolkit.fixed_point.sizes import norm
 from bptoolkit.fixed_point.stability import symmetric
 from bptoolkit.learning.fit import Progress, train
 from bptoolkit.models.activations import sigmoid
