@@ -3,8 +3,8 @@
 from collections.abc import Callable
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
-from jax import dtypes
 from jax.core import Tracer
 
 __all__ = ["check_whole", "fails", "is_number", "positive", "written"]
@@ -33,7 +33,7 @@ def is_number(value: Any) -> bool:
     """Whether something is a real number, or an array of them: Python's, NumPy's or JAX's, traced or not."""
     if not hasattr(value, "dtype"):
         return isinstance(value, int | float)
-    return any(dtypes.issubdtype(value.dtype, kind) for kind in (np.floating, np.integer, np.bool_))
+    return any(jnp.issubdtype(value.dtype, kind) for kind in (np.floating, np.integer, np.bool_))
 
 
 def written(value: Any) -> bool:
