@@ -4,11 +4,10 @@ A data set that passes has rows, one target a row, finite numbers, labels in ran
 are read the same way.
 """
 
-import math
-
 import jax.numpy as jnp
 import numpy as np
 
+from bptoolkit.counts import check_whole, fails, positive
 from bptoolkit.types import Dataset, Rows
 
 
@@ -20,12 +19,13 @@ def check(dataset: Dataset) -> Dataset:
         0 … classes − 1; a y of more axes holds vectors to regress on.
 
     Raises:
-      ValueError: rows missing, x and y of different length, NaN or infinity, labels out of range, train and test of
-        different shapes or types, a scale that cannot divide.
+      ValueError: no data set, rows that are no arrays, rows missing, x and y of different length, NaN or infinity,
+        labels out of range, train and test of different shapes or types, a scale that cannot divide.
     """
-    if dataset.classes < 1:
-        raise ValueError(f"A data set must have at least one class, got classes={dataset.classes}.")
-    if not (math.isfinite(dataset.scale) and dataset.scale > 0):
+    if not isinstance(dataset, Dataset):
+        raise ValueError(f"A data set must be a Dataset, got {type(dataset).__name__}. Make one of two Rows.")
+    check_whole(classes=dataset.classes)
+    if fails(positive, dataset.scale):
         raise ValueError(f"scale must be positive and finite (an example is x / scale), got {dataset.scale}.")
     for part, rows in (("train", dataset.train), ("test", dataset.test)):
         _check_lengths(part, rows)
@@ -37,6 +37,9 @@ def check(dataset: Dataset) -> Dataset:
 
 
 def _check_lengths(part: str, rows: Rows) -> None:
+    for name, values in rows._asdict().items():
+        if not hasattr(values, "dtype"):
+            raise ValueError(f"{part}.{name} must be an array, got {type(values).__name__}. Take numpy.asarray of it.")
     if rows.x.ndim == 0 or rows.y.ndim == 0:
         raise ValueError(f"{part}.x and {part}.y must have rows, got shapes {rows.x.shape} and {rows.y.shape}.")
     if len(rows.x) != len(rows.y):

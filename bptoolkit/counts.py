@@ -42,7 +42,12 @@ def written(value: Any) -> bool:
 
 
 def fails(holds: Callable[..., Any], *values: Any) -> bool:
-    """Whether numbers that are all written do not hold; NaN is to hold nowhere, and what is traced passes."""
+    """Whether something is no number, or numbers that are all written do not hold; what is traced passes.
+
+    NaN is to hold nowhere.
+    """
+    if not all(map(is_number, values)):
+        return True
     return all(map(written, values)) and not np.all(holds(*map(np.asarray, values)))
 
 

@@ -66,7 +66,11 @@ BAD = {
         "train.x and test.x must be of one type, got float32 and uint8",
     ),
     "kinds of target": (with_test(y=jnp.zeros((2, 4))), r"train.y and test.y must hold examples of one shape.*\(4,\)"),
-    "no classes": (good()._replace(classes=0), "at least one class, got classes=0"),
+    "no classes": (good()._replace(classes=0), "classes must be at least 1, got 0"),
+    "classes that are no whole number": (good()._replace(classes=7.0), "classes must be a whole number, got 7.0"),
+    "lists": (with_train(x=[[1.0], [2.0]]), "train.x must be an array, got list. Take numpy.asarray of it"),
+    "no data set": (5, "must be a Dataset, got int"),
+    "a scale in words": (good()._replace(scale="2"), "scale must be positive and finite .* got 2"),
     "scale 0": (good()._replace(scale=0.0), "scale must be positive and finite .* got 0.0"),
     "scale NaN": (good()._replace(scale=float("nan")), "scale must be positive and finite .* got nan"),
 }

@@ -38,12 +38,16 @@ def plasticity(model: Model, params: Params, x: Float[Array, "b *d"], threshold:
         threshold: τ, at least 0.
 
     Raises:
-        ValueError: a negative threshold; a model that does not show its hidden units.
+        ValueError: a negative threshold; no rows; a model that has no hidden units, or does not show them.
 
     Reference: Sokar et al. (2023), ICML, definition 3.1; Roy & Vetterli (2007), EUSIPCO, on the rank.
     """
     if not threshold >= 0:
         raise ValueError(f"threshold must be at least 0, got {threshold}.")
+    if not hidden_units(model, params, "Plasticity"):
+        raise ValueError("Plasticity needs a model with hidden units, got one with none.")
+    if len(x) == 0:
+        raise ValueError("x must have at least one row, got none. A few hundred are enough.")
     dormant, last = dormant_and_last(model, params, x, threshold)
     return Plasticity(dormant, effective_rank(last), weight_norm(params))
 

@@ -5,17 +5,20 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int
 
 from bptoolkit.continual.streams import Indices, Stream, View
-from bptoolkit.counts import check_whole
+from bptoolkit.counts import check_whole, fails
 from bptoolkit.learning.sampling import shuffled
 from bptoolkit.types import Key
 
 __all__ = ["blurry", "online"]
 
+APART = 2**32 - 1  # folded into a key, one that no stream makes of it: `split` makes those of small numbers
+
 
 def online(stream: Stream, rows: int) -> Stream:
     """The same tasks with `rows` random training rows each, so that `rows // batch` steps are one pass for all.
 
-    Test rows stay.  Every seed draws its own rows, without replacement.
+    Test rows stay.  Every seed draws its own rows, without replacement; and it deals the tasks by another key than in
+    the stream alone, so that seeds of the two are no pairs.
 
     Args:
         stream: whose tasks all have at least so many rows; of a stream of parts (`held_out`) a task that has fewer
@@ -45,7 +48,8 @@ def online(stream: Stream, rows: int) -> Stream:
 def blurry(stream: Stream, share: float) -> Stream:
     """Boundaries that blur: so large a share of every task's training rows is dealt anew among all tasks.
 
-    Each row is still in one task, and tasks keep their sizes; test rows stay.  A row counts as of the task in which it
+    Each row is still in one task, and tasks keep their sizes; test rows stay, and every seed deals the tasks as in the
+    stream alone.  A row counts as of the task in which it
     is met.  A strategy that keeps rows of each class of a task keeps none of the classes that have strayed in; one
     that needs no boundaries, such as `reservoir_replay` or `der`, treats all alike.
 
@@ -68,12 +72,12 @@ def blurry(stream: Stream, share: float) -> Stream:
             f"blurry needs classes that are in one task each, got {stream.tasks} tasks of {stream.classes_per_task} of "
             f"{stream.classes} classes: a strayed row would become one of the task it lands in. Take a split stream."
         )
-    if not 0 <= share <= 1:
+    if fails(lambda number: (number >= 0) & (number <= 1), share):
         raise ValueError(f"share must be in [0, 1], got {share}.")
 
     def draw(key: Key) -> Indices:
-        draw_key, blur_key = jax.random.split(key)
-        indices = stream.draw(draw_key)
+        blur_key = jax.random.fold_in(key, APART)
+        indices = stream.draw(key)
         own = _classes_of(indices.train, stream)
         slot = jnp.where(own, indices.slot, -1)
         return indices._replace(train=_dealt_anew(indices.train, share, blur_key), slot=slot)

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from bptoolkit.counts import check_whole
 from bptoolkit.learning.losses import correct, probabilities
 from bptoolkit.types import Batch
 
@@ -16,7 +17,12 @@ __all__ = ["brier_score", "calibration_error"]
 
 
 def calibration_error(logits: Float[Array, "b k"], batch: Batch, bins: int = 15) -> Float[Array, ""]:
-    """ECE over the rows that have weight, in bins of equal width; 0 is perfect, NaN without rows."""
+    """ECE over the rows that have weight, in bins of equal width; 0 is perfect, NaN without rows.
+
+    Raises:
+        ValueError: less than one bin.
+    """
+    check_whole(bins=bins)
     p = jax.vmap(probabilities)(logits, batch.active, batch.temperature)
     confidence = jnp.max(p, axis=1)
     right = jax.vmap(correct)(logits, batch.target, batch.active).astype(p.dtype)

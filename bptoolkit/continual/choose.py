@@ -90,7 +90,8 @@ def held_out(stream: Stream, every: int = 10, tasks: int | None = None) -> Strea
     """The first tasks of a stream, with one in `every` training rows kept out of training to be tested on.
 
     Every seed deals the same tasks as in the whole stream.  The rows kept out are spread evenly over a task's classes;
-    they are index views of the training part, so that test rows are not even in reach.
+    they are index views of the training part, so that test rows are not even in reach.  Where tasks share rows, as
+    those of `online(rotated(…), rows)` may, a row that one task keeps out is left out of all others' training too.
 
     Args:
         stream: the whole one.
@@ -117,9 +118,22 @@ def held_out(stream: Stream, every: int = 10, tasks: int | None = None) -> Strea
         some = jax.tree.map(lambda leaf: leaf[:kept], stream.draw(key))
         index, count = some.train
         tested = -(-count // every)
-        return some._replace(
-            train=View(index[:, within], count - tested), test=View(index[:, out], tested.astype(jnp.int32))
-        )
+        test = View(index[:, out], tested.astype(jnp.int32))
+        train = _without(View(index[:, within], count - tested), test, len(stream.data.train.y))
+        return some._replace(train=train, test=test)
 
+    if int(np.min(draw(jax.random.key(0)).train.count)) < 1:
+        raise ValueError("Each task needs rows to train on, got one whose rows are all kept out. Keep out fewer.")
     data = stream.data._replace(test=stream.data.train)
     return stream._replace(data=data, tasks=kept, draw=draw, rows_max=len(within), test_rows_max=len(out))
+
+
+def _without(train: View, out: View, rows: int) -> View:
+    """The training rows, in their order, without those of a data set of so many rows that some task keeps out."""
+    counts = lambda view: jnp.arange(view.index.shape[1], dtype=jnp.int32) < view.count[:, None]
+    kept_out = jnp.zeros(rows, bool).at[out.index].max(counts(out))
+    stays = counts(train) & ~kept_out[train.index]
+    count = jnp.sum(stays, axis=1, dtype=jnp.int32)
+    index = jnp.take_along_axis(train.index, jnp.argsort(~stays, axis=1, stable=True), axis=1)
+    last = jnp.take_along_axis(index, jnp.maximum(count - 1, 0)[:, None], axis=1)
+    return View(jnp.where(counts(View(index, count)), index, last), count)

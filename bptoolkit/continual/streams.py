@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from bptoolkit.checks import check
-from bptoolkit.counts import check_whole
+from bptoolkit.counts import check_whole, fails, positive
 from bptoolkit.learning.learner import Scenario, StreamSpec
 from bptoolkit.types import Batch, Dataset, Key, Rows
 
@@ -112,6 +112,7 @@ def permuted(dataset: Dataset, tasks: int, scenario: Scenario = "domain") -> Str
     Raises:
         ValueError: less than one task, an unknown scenario, a bad data set.
     """
+    dataset = _checked(dataset, scenario)
     pixels = math.prod(dataset.train.x.shape[1:])
     order = lambda key: jax.vmap(lambda k: jax.random.permutation(k, jnp.arange(pixels, dtype=jnp.int32)))(
         jax.random.split(key, tasks)
@@ -142,7 +143,8 @@ def rotated(
         ValueError: less than one task, rows that are not images, degrees that are not positive, an unknown scenario or
             interpolation, a bad data set.
     """
-    if not (math.isfinite(degrees) and degrees > 0):
+    dataset = _checked(dataset, scenario)
+    if fails(positive, degrees):
         raise ValueError(f"degrees must be positive and finite, got {degrees}.")
     if interpolation not in ("bilinear", "nearest"):
         raise ValueError(f'interpolation must be "bilinear" or "nearest", got {interpolation!r}.')
@@ -170,6 +172,7 @@ def label_shuffled(dataset: Dataset, tasks: int) -> Stream:
     Raises:
         ValueError: less than one task, a bad data set.
     """
+    dataset = _checked(dataset, "domain")
     name = jnp.arange(dataset.classes, dtype=jnp.int32)
     renamed = lambda key: jax.vmap(lambda k: jax.random.permutation(k, name))(jax.random.split(key, tasks))
     return _whole(dataset, tasks, "domain", lambda key: dict.fromkeys(("output", "slot"), renamed(key)))
@@ -240,8 +243,7 @@ def _gather_classes(part: _Classes, dealt: Int[Array, "tasks per"]) -> View:
 
 
 def _whole(dataset: Dataset, tasks: int, scenario: Scenario, transform: Callable[[Key], dict]) -> Stream:
-    """Every task holds all rows; `transform` draws how each task shows them."""
-    dataset = _checked(dataset, scenario)
+    """Every task holds all rows of a data set that is checked; `transform` draws how each task shows them."""
     check_whole(tasks=tasks)
     classes = dataset.classes
     outputs = classes if scenario == "domain" else classes * tasks

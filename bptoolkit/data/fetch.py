@@ -104,7 +104,7 @@ def _transfer(url: str, path: Path) -> None:
 def _why(error: Exception) -> str:
     """One line; of a failed connection its reason, which requests wraps in a page of names."""
     inner = error.args[0] if error.args else error
-    return str(getattr(inner, "reason", error)).splitlines()[0]
+    return next(iter(str(getattr(inner, "reason", error)).splitlines()), type(error).__name__)
 
 
 def _not_found(home: Home, name: str, error: OSError) -> str:

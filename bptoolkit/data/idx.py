@@ -131,7 +131,7 @@ def available(name: str) -> bool:
     Raises:
       ValueError: another name.
     """
-    if name not in SOURCES:
+    if not isinstance(name, str) or name not in SOURCES:
         raise ValueError(f"name must be one of {', '.join(SOURCES)}, got {name!r}.")
     source = SOURCES[name]
     return all(fetch.find(source.home, file.name) is not None for file in source.files)

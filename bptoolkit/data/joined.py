@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from bptoolkit.checks import check
+from bptoolkit.counts import check_whole
 from bptoolkit.types import Dataset, Rows
 
 __all__ = ["joined"]
@@ -23,17 +25,26 @@ def joined(*datasets: Dataset, side: int = 28) -> Dataset:
         side: pixels.
 
     Raises:
-        ValueError: no data set, rows that are not images, targets that are not class numbers.
+        ValueError: no data set, or one that `check` refuses; rows that are not images, values outside 0 … scale,
+            targets that are not class numbers; a side below 1.
     """
     if not datasets:
         raise ValueError("joined needs at least one data set, got none.")
-    for dataset in datasets:
+    check_whole(side=side)
+    for dataset in map(check, datasets):
         shape, targets = dataset.train.x.shape, dataset.train.y.ndim
         if len(shape) != 3 or targets != 1:
             raise ValueError(
                 f"joined needs images (n, h, w) with class numbers, got {dataset.name or 'a data set'} with x of shape "
                 f"{shape} and y with {targets} axes."
             )
+        for part, rows in (("train", dataset.train), ("test", dataset.test)):
+            low, high = float(rows.x.min()), float(rows.x.max())
+            if low < 0 or high > dataset.scale:
+                raise ValueError(
+                    f"joined needs values in 0 … scale, here 0 … {dataset.scale:g}, got {low:g} … {high:g} in {part}.x "
+                    f"of {dataset.name or 'a data set'}. Take as_pixels of it first."
+                )
     first = np.cumsum([0] + [dataset.classes for dataset in datasets])
     return Dataset(
         train=_stacked([(d.train, d.scale) for d in datasets], first, side),

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from bptoolkit.counts import check_whole, fails
 from bptoolkit.types import Dataset, Key, Rows
 
 
@@ -33,13 +34,15 @@ def gaussian_classes(
       test_rows: the same for the test rows; as many as training rows by default.
 
     Raises:
-      ValueError: counts that do not fit the classes, negative counts, a negative spread.
+      ValueError: counts that do not fit the classes, negative counts, sizes below 1, a spread that is negative or not
+        finite.
     """
-    if classes < 1:
-        raise ValueError(f"classes must be at least 1, got {classes}.")
-    if not spread >= 0:
-        raise ValueError(f"spread must be at least 0, got {spread}.")
-    shape = (features,) if isinstance(features, int) else tuple(features)
+    check_whole(classes=classes)
+    if fails(lambda number: (number >= 0) & (number < np.inf), spread):
+        raise ValueError(f"spread must be at least 0 and finite, got {spread}.")
+    shape = tuple(features) if isinstance(features, tuple | list) else (features,)
+    for length in shape:
+        check_whole(features=length)
     for_means, for_train, for_test = jax.random.split(key, 3)
     means = jax.random.normal(for_means, (classes, *shape))
     train = _counts("rows", rows, classes)
@@ -58,8 +61,11 @@ def as_pixels(dataset: Dataset) -> Dataset:
     low and high are the extremes of the training rows; test rows beyond them are clipped.
 
     Raises:
-      ValueError: all training values are equal, or not finite.
+      ValueError: all training values are equal; values that are not finite, in either part.
     """
+    for name, rows in (("train", dataset.train), ("test", dataset.test)):
+        if not np.isfinite(np.asarray(rows.x)).all():
+            raise ValueError(f"{name}.x must be finite, got NaN or infinity. A pixel could not tell it from a number.")
     low, high = float(dataset.train.x.min()), float(dataset.train.x.max())
     if not 0 < high - low < np.inf:
         raise ValueError(f"x must have a finite range to be cut into 256 levels, got {low} … {high}.")

@@ -33,7 +33,7 @@ def from_nnx(factory: "Callable[..., nnx.Module]") -> Model:
             a module because every seed draws parameters of its own.
 
     Raises:
-        TypeError: a module in place of a factory.
+        TypeError: a module in place of a factory, or something else than a factory of modules.
         ValueError: a module with state beside its parameters, such as running statistics or random streams.
     """
     init, call = _pure_nnx(factory)
@@ -48,6 +48,7 @@ def from_linen(module: "linen.Module", example: Float[Array, "*d"]) -> Model:
         example: of the shape and dtype of one input; its values are not looked at.
 
     Raises:
+        TypeError: no Linen module.
         ValueError: a module with variables beside "params", or one that needs a random stream to be applied.
     """
     init, call = _pure_linen(module, example)
@@ -65,7 +66,7 @@ def cell_from_nnx(
         readout: factory of the module of the readout; the state itself, flattened, if left out.
 
     Raises:
-        TypeError, ValueError: as in `from_nnx`.
+        TypeError, ValueError: as in `from_nnx`; a state of numbers that are not floating.
     """
     return _cell(_pure_nnx(step), state, None if readout is None else _pure_nnx(readout))
 
@@ -82,7 +83,7 @@ def cell_from_linen(
         readout: the module of the readout; the state itself, flattened, if left out.
 
     Raises:
-        ValueError: as in `from_linen`.
+        TypeError, ValueError: as in `from_linen`; a state of numbers that are not floating.
     """
     return _cell(_pure_linen(step, example, state), state, None if readout is None else _pure_linen(readout, state))
 
@@ -92,6 +93,13 @@ Pure = tuple[Callable[[Key], Params], Callable[..., Any]]  # init(key) -> params
 
 def _cell(step: Pure, state: State, readout: Pure | None) -> Cell:
     """A cell with parameters {"step": …, "readout": …}."""
+    shapes = _shapes(state)
+    for leaf in jax.tree.leaves(shapes):
+        if not jnp.issubdtype(leaf.dtype, jnp.inexact):
+            raise ValueError(
+                f"state must be arrays of floating numbers, or their shapes, got {leaf.dtype} of shape {leaf.shape}.\n"
+                "Write jax.ShapeDtypeStruct((units,), float), or jnp.zeros(units)."
+            )
 
     def init(key: Key) -> Params:
         key_step, key_readout = jax.random.split(key)
@@ -102,13 +110,18 @@ def _cell(step: Pure, state: State, readout: Pure | None) -> Cell:
             return jnp.concatenate([jnp.ravel(leaf) for leaf in jax.tree.leaves(z)])
         return readout[1](params["readout"], z)
 
-    return Cell(init, lambda params, x, z: step[1](params["step"], x, z), read, _shapes(state))
+    return Cell(init, lambda params, x, z: step[1](params["step"], x, z), read, shapes)
 
 
 def _pure_nnx(factory: "Callable[..., nnx.Module]") -> Pure:
     """Split a module into its graph, which is fixed, and its parameters."""
     from flax import nnx
 
+    if not callable(factory):
+        raise TypeError(
+            f"Required: a factory that takes nnx.Rngs and returns a module; got {type(factory).__name__}.\n"
+            "Give the module's class, or a function that makes it."
+        )
     if isinstance(factory, nnx.Module):
         name = type(factory).__name__
         raise TypeError(
@@ -119,7 +132,10 @@ def _pure_nnx(factory: "Callable[..., nnx.Module]") -> Pure:
     def build(rngs: nnx.Rngs) -> nnx.Module:
         takes = factory.__init__ if inspect.isclass(factory) else factory
         by_name = "rngs" in inspect.signature(takes).parameters
-        return factory(rngs=rngs) if by_name else factory(rngs)
+        module = factory(rngs=rngs) if by_name else factory(rngs)
+        if not isinstance(module, nnx.Module):
+            raise TypeError(f"Required: a factory that returns an nnx.Module; got one of {type(module).__name__}.")
+        return module
 
     graph, shapes, rest = nnx.split(nnx.eval_shape(lambda: build(nnx.Rngs(0))), nnx.Param, ...)
     extra = [".".join(map(str, path)) for path, _ in nnx.to_flat_state(rest)]
@@ -139,8 +155,11 @@ def _pure_nnx(factory: "Callable[..., nnx.Module]") -> Pure:
 
 def _pure_linen(module: "linen.Module", *examples: PyTree) -> Pure:
     """A module's init and apply, with the collection "params" as the parameters."""
-    from flax import errors
+    from flax import errors, linen
 
+    if not isinstance(module, linen.Module):
+        named = getattr(module, "__name__", type(module).__name__)
+        raise TypeError(f"Required: a Linen module, such as Net(); got {named}.")
     zeros = [trees.zeros_like(_shapes(example)) for example in examples]
 
     def call(params: Params, *inputs: PyTree) -> Any:

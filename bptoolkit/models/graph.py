@@ -15,6 +15,7 @@ import numpy as np
 from jaxtyping import Array, Float
 from numpy.typing import ArrayLike
 
+from bptoolkit.counts import fails
 from bptoolkit.models.activations import tanh
 from bptoolkit.models.mlp import check_sizes, mlp, uniform_fan_in
 from bptoolkit.types import Cell, Key, Params
@@ -45,12 +46,12 @@ def graph_cell(
         features, units: numbers a node, of its features and of its state.
         outputs: their number, for the graph or for each node.
         hidden: units of the hidden layers of φ and ρ.
-        bound: μ, the contraction in the 1-norm over all states, in (0, 1).
+        bound: μ, the contraction in the 1-norm over all states, in (0, 1); may be traced.
         pooled: one output vector from the mean of all states; if False one a node, (nodes · outputs,), node by node.
 
     Raises:
-        ValueError: an adjacency that is not square, a size below one, a bound outside (0, 1), or (from the drive)
-            features of another size.
+        ValueError: an adjacency that is not square or not finite, a size below one, a bound outside (0, 1), or (from
+            the drive) features of another size.
         jax.errors.TracerArrayConversionError: a traced adjacency.
     """
     edges = np.asarray(adjacency)
@@ -58,7 +59,9 @@ def graph_cell(
         raise ValueError(f"adjacency must be square, (nodes, nodes), got shape {edges.shape}. Give one row a node.")
     nodes = len(edges)
     check_sizes("graph_cell", (nodes, features, units, outputs, hidden))
-    if not 0 < bound < 1:
+    if not (np.issubdtype(edges.dtype, np.number) or edges.dtype == bool) or not np.isfinite(edges).all():
+        raise ValueError("adjacency must be finite numbers, got others. Write 0 where there is no edge.")
+    if fails(lambda number: (number > 0) & (number < 1), bound):
         raise ValueError(f"bound must be in (0, 1), got {bound}. Below 1 the states settle whatever the weights.")
     receiver, sender = np.nonzero(edges.T)  # sorted by receiver, which is what is summed over
     leaving = np.bincount(sender, minlength=nodes)[sender]
@@ -78,7 +81,7 @@ def graph_cell(
         x = _nodewise(x, nodes, features)
         ends = jnp.concatenate([x[sender], x[receiver]], axis=-1)
         raw = jax.vmap(lambda pair: phi.apply(params["transition"], pair)[0])(ends)
-        share = jnp.asarray(bound / (units * leaving), raw.dtype)
+        share = jnp.asarray(bound, raw.dtype) / jnp.asarray(units * leaving, raw.dtype)
         a = share[:, None, None] * jnp.tanh(raw).reshape(-1, units, units)
         return a, jax.vmap(lambda row: rho.apply(params["forcing"], row)[0])(x)
 

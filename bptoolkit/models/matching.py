@@ -4,8 +4,8 @@ from collections.abc import Callable
 from math import prod
 
 import jax
-import numpy as np
 
+from bptoolkit.counts import check_whole
 from bptoolkit.types import Cell, Model
 
 __all__ = ["count_parameters", "matched_units"]
@@ -30,7 +30,11 @@ def matched_units(make: Callable[[int], Model | Cell], like: Model | Cell | int)
     Raises:
         ValueError: one unit alone has more parameters than that, or more units do not mean more parameters.
     """
-    wanted = int(like) if isinstance(like, int | np.integer) else count_parameters(like)
+    if isinstance(like, Model | Cell):
+        wanted = count_parameters(like)
+    else:
+        check_whole(1, "Or give the net to be matched.", like=like)
+        wanted = int(like)
     count = lambda units: count_parameters(make(units))
     if count(1) > wanted:
         raise ValueError(f"Even one unit has {count(1)} parameters, wanted {wanted}. Match a larger net.")

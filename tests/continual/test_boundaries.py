@@ -61,8 +61,7 @@ def test_one_pass_of_a_part_of_a_stream_takes_no_row_twice(ragged):
 def test_blurring_deals_a_share_of_every_task_anew(ragged, share):
     """Every row is in one task still, sizes stay; at most the share (rounded) of a task's rows is foreign to it."""
     stream = cl.split(ragged, 2)
-    whole = jax.jit(stream.draw)(jax.random.split(jax.random.key(0))[0])
-    found = drawn(blurry(stream, share))
+    whole, found = drawn(stream), drawn(blurry(stream, share))
     before, after = tasks_of(whole.train), tasks_of(found.train)
     assert [len(t) for t in after] == [len(t) for t in before]
     assert sorted(chain(*after)) == sorted(chain(*before)) == list(range(sum(ROWS)))
@@ -71,6 +70,7 @@ def test_blurring_deals_a_share_of_every_task_anew(ragged, share):
     assert (sum(strayed) > 0) == (share > 0)
     if share == 0:
         assert after == before
+    np.testing.assert_array_equal(found.test.index, whole.test.index)
     for index, count in zip(found.train.index, found.train.count, strict=True):
         np.testing.assert_array_equal(index[count:], index[count - 1])
     for task, rows in enumerate(after):
@@ -117,6 +117,7 @@ def test_rising_angles_lie_each_in_its_own_part_of_the_range():
         (lambda d: online(online(cl.split(d, 2), 5), 6), "rows must be in 1 … 5, the rows of the smallest task, got 6"),
         (lambda d: blurry(cl.permuted(d, 3, "class"), 0.5), "classes that are in one task each, got 3 tasks of 6 of 6"),
         (lambda d: blurry(cl.split(d, 2), 1.5), r"share must be in \[0, 1\], got 1.5"),
+        (lambda d: blurry(cl.split(d, 2), "half"), r"share must be in \[0, 1\], got half"),
         (lambda d: blurry(cl.split(d, 2, "task"), 0.5), 'blurry needs a stream of scenario "class", got "task"'),
         (lambda d: cl.label_shuffled(d, 0), "tasks must be at least 1"),
     ],

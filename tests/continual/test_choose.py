@@ -61,6 +61,18 @@ def test_transformed_streams_are_held_out_too():
             np.testing.assert_array_equal(other.order, one.order[:2])
 
 
+def test_a_row_that_one_task_keeps_out_is_in_no_other_tasks_training():
+    """Each task has 60 of the same 151 rows, and shows them in another order."""
+    held = cl.held_out(cl.online(cl.permuted(CLOUDS, 3), 60), every=5)
+    found = jax.jit(held.draw)(jax.random.key(0))
+    trained, tested = ([rows_of(view, task) for task in range(3)] for view in found[:2])
+    assert [len(rows) for rows in tested] == [12] * 3
+    assert not set.union(*trained) & set.union(*tested)
+    assert all(len(rows) == count > 36 for rows, count in zip(trained, found.train.count.tolist(), strict=True))
+    for index, count in zip(np.asarray(found.train.index), found.train.count.tolist(), strict=True):
+        assert (index[count:] == index[count - 1]).all()
+
+
 def experiment(stream):
     learner = lambda hyper: cl.l2_anchor(hyper["strength"])(learning.backprop(mlp(4, 5, 6)))
     optimizer = lambda hyper: optax.sgd(hyper["rate"])
@@ -113,6 +125,13 @@ def test_a_task_of_one_row_has_none_to_keep_out():
     lone = cl.split(data.gaussian_classes(jax.random.key(1), 3, (1, 6, 5), 4), 1)
     with pytest.raises(ValueError, match="Each task needs 2 rows, one to train on and one to keep out, got one of 1"):
         cl.held_out(lone, every=2)
+
+
+def test_tasks_that_keep_out_each_others_rows_have_none_to_train_on():
+    """Two rows in all, and twenty tasks that have both."""
+    pair = cl.permuted(data.gaussian_classes(jax.random.key(1), 2, 1, 4), 20)
+    with pytest.raises(ValueError, match="one whose rows are all kept out"):
+        cl.held_out(cl.online(pair, 2), every=2)
 
 
 def test_what_cannot_be_held_out_is_refused(stream):

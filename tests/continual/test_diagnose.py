@@ -116,6 +116,12 @@ def test_a_row_that_does_not_count_is_not_looked_at():
         assert np.isnan(score(spoilt, TEST))
 
 
+@pytest.mark.parametrize("bins", [0, -3, 2.5])
+def test_rows_are_counted_in_bins(bins):
+    with pytest.raises(ValueError, match="bins must be"):
+        cl.calibration_error(TEST.target, TEST, bins=bins)
+
+
 def test_a_net_sure_of_the_truth_is_calibrated_and_one_sure_of_the_rest_is_not():
     sure = 100 * TEST.target
     assert cl.calibration_error(sure, TEST) < 1e-9

@@ -205,6 +205,8 @@ def test_l2_init_pulls_back_from_the_first_step(params, rows):
         (lambda: cl.shrink_and_perturb(1.5), r"shrink must be in \[0, 1\]"),
         (lambda: cl.l2_init(-1.0), "strength must be at least 0"),
         (lambda: cl.plasticity(MODEL, MODEL.init(jax.random.key(0)), jnp.ones((2, 4)), -1.0), "threshold must be"),
+        (lambda: cl.plasticity(mlp(4, 3), mlp(4, 3).init(jax.random.key(0)), jnp.ones((2, 4))), "got one with none"),
+        (lambda: cl.plasticity(MODEL, MODEL.init(jax.random.key(0)), jnp.ones((0, 4))), "x must have at least one row"),
         (lambda: cl.redo()(learning.backprop(BLIND)).init((), None, jax.random.key(0)), "shows its hidden units"),
     ],
 )

@@ -115,6 +115,20 @@ def test_a_connection_that_breaks_off_leaves_nothing(server, answer, tmp_path):
     assert files(tmp_path) == []
 
 
+def test_an_error_without_words_is_told_by_its_name(server, answer, tmp_path, monkeypatch):
+    """And the next mirror is asked."""
+
+    def silent(url, path):
+        if "first" in url:
+            raise TimeoutError
+        path.write_bytes(GOOD)
+
+    monkeypatch.setattr(fetch, "_transfer", silent)
+    assert quick([f"{server.url}first/file.gz", f"{server.url}second/file.gz"], tmp_path / "both") == GOOD
+    with pytest.raises(ConnectionError, match="TimeoutError"):
+        quick([f"{server.url}first/file.gz"], tmp_path / "one")
+
+
 def test_an_interrupted_download_leaves_nothing(server, answer, tmp_path):
     def interrupted(content: bytes, origin: str) -> bytes:
         assert len(files(tmp_path)) == 2  # the part is there, in its folder, while it is read

@@ -233,6 +233,8 @@ def test_available_means_all_four_files_and_asks_nobody(cache, server, monkeypat
 def test_an_unknown_name_is_told_the_known_ones():
     with pytest.raises(ValueError, match="one of mnist, fashion_mnist, got 'cifar'"):
         data.available("cifar")
+    with pytest.raises(ValueError, match=r"got \['mnist'\]"):
+        data.available(["mnist"])
 
 
 # The real images

@@ -54,3 +54,29 @@ def test_what_is_no_set_of_images_is_refused():
         data.joined()
     with pytest.raises(ValueError, match=r"needs images \(n, h, w\) with class numbers, got gaussian_classes"):
         data.joined(data.gaussian_classes(jax.random.key(0), 2, 3, 4))
+
+
+SMALL = images(6, 4, 3, 16.0)
+real = lambda rows: rows._replace(x=rows.x.astype(float))
+WRONG = {
+    "labels from 1": (lambda rows: rows._replace(y=rows.y + 1), "y must be class numbers 0 … 2, got 3"),
+    "float labels": (lambda rows: rows._replace(y=rows.y.astype(float)), "y must be integer class numbers"),
+    "NaN": (lambda rows: rows._replace(x=real(rows).x.at[1, 0, 0].set(jnp.nan)), "x must be finite"),
+    "centred": (lambda rows: rows._replace(x=real(rows).x - 8), "values in 0 … scale, here 0 … 16, got -8 … 8"),
+    "brighter": (lambda rows: rows._replace(x=2 * real(rows).x), "here 0 … 16, got 0 … 32 in .*.x of of4"),
+}
+
+
+@pytest.mark.parametrize("part", ["train", "test"])
+@pytest.mark.parametrize("what", WRONG)
+def test_what_would_become_another_image_or_class_is_refused(what, part):
+    spoil, sentence = WRONG[what]
+    good = SMALL._replace(train=real(SMALL.train), test=real(SMALL.train))
+    with pytest.raises(ValueError, match=sentence):
+        data.joined(images(8, 7, 2, 255.0), good._replace(**{part: spoil(getattr(good, part))}))
+
+
+@pytest.mark.parametrize("side", [0, -1, 2.5])
+def test_an_image_has_a_pixel(side):
+    with pytest.raises(ValueError, match="side must be"):
+        data.joined(SMALL, side=side)

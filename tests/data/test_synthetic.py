@@ -79,12 +79,17 @@ def test_two_classes_are_as_hard_as_the_formula_says(spread):
     ("options", "sentence"),
     [
         ({"classes": 0}, "classes must be at least 1, got 0"),
-        ({"spread": -1.0}, "spread must be at least 0, got -1.0"),
-        ({"spread": float("nan")}, "spread must be at least 0, got nan"),
+        ({"spread": -1.0}, "spread must be at least 0 and finite, got -1.0"),
+        ({"spread": float("nan")}, "spread must be at least 0 and finite, got nan"),
         ({"rows": [1, 2]}, r"rows must be one count, or one for each of 3 classes, none below 0, got \[1, 2\]"),
         ({"rows": -1}, "rows must be one count.* got -1"),
         ({"rows": 2.5}, "rows must be one count.* got 2.5"),
         ({"test_rows": [1, 2, -3]}, "test_rows must be one count"),
+        ({"classes": 2.5}, "classes must be a whole number, got 2.5"),
+        ({"classes": True}, "classes must be a whole number, got True"),
+        ({"features": -4}, "features must be at least 1, got -4"),
+        ({"features": (2, 0)}, "features must be at least 1, got 0"),
+        ({"spread": float("inf")}, "spread must be at least 0 and finite, got inf"),
     ],
 )
 def test_bad_sizes_get_a_sentence(options, sentence):
@@ -116,8 +121,14 @@ def test_test_rows_beyond_the_training_range_are_clipped_not_wrapped():
 def test_values_without_a_range_are_refused(value):
     dataset = made(classes=1, rows=2, spread=0.0, features=1)
     dataset = dataset._replace(train=dataset.train._replace(x=dataset.train.x.at[0].set(value).at[1].set(1.0)))
-    with pytest.raises(ValueError, match="finite range"):
+    with pytest.raises(ValueError, match="finite range" if value == 1 else "train.x must be finite"):
         as_pixels(dataset)
+
+
+def test_a_test_row_that_is_no_number_is_no_black_pixel():
+    dataset = made()
+    with pytest.raises(ValueError, match=r"test\.x must be finite"):
+        as_pixels(dataset._replace(test=dataset.test._replace(x=dataset.test.x.at[0].set(jnp.nan))))
 
 
 def test_whole_numbers_become_pixels_without_wrapping_round():

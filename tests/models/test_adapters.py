@@ -8,7 +8,7 @@ import pytest
 from flax import linen, nnx
 
 from bptoolkit.fixed_point import Stop, implicit, unrolled
-from bptoolkit.models import cell_from_linen, cell_from_nnx, equilibrium, from_linen, from_nnx
+from bptoolkit.models import cell_from_linen, cell_from_nnx, equilibrium, from_linen, from_nnx, mlp
 
 X = jnp.linspace(-1.0, 1.0, 4)
 Z = jax.ShapeDtypeStruct((5,), float)
@@ -160,3 +160,19 @@ def test_linen_modules_with_state_are_refused(sentence):
 def test_a_built_module_is_refused_because_seeds_draw_their_own():
     with pytest.raises(TypeError, match=r"a factory that takes nnx\.Rngs"):
         from_nnx(NNXNet(rngs=nnx.Rngs(0)))
+
+
+@pytest.mark.parametrize(
+    ("build", "error", "sentence"),
+    [
+        (lambda: from_nnx(lambda rngs: 3), TypeError, r"returns an nnx\.Module; got one of int"),
+        (lambda: from_nnx(mlp(3, 2)), TypeError, r"a factory that takes nnx\.Rngs and returns a module; got Model"),
+        (lambda: from_linen(3, jnp.zeros(2)), TypeError, "a Linen module, such as Net.*; got int"),
+        (lambda: from_linen(LinenNet, jnp.zeros(2)), TypeError, "a Linen module, such as Net.*; got LinenNet"),
+        (lambda: cell_from_nnx(NNXNet, 4), ValueError, r"floating numbers, .* got int\d+ of shape \(\)"),
+        (lambda: cell_from_nnx(NNXNet, (4,)), ValueError, r"floating numbers, .* got int\d+ of shape \(\)"),
+    ],
+)
+def test_what_is_no_module_and_no_state_is_refused(build, error, sentence):
+    with pytest.raises(error, match=sentence):
+        build()

@@ -120,6 +120,7 @@ def test_an_image_may_come_flat(key):
         (64, {}, r"conv_cell needs a shape \(height, width\)"),
         ((8, 8), {"gain": 0.0}, "gain must be positive and finite"),
         ((8, 8), {"gain": float("inf")}, "gain must be positive and finite"),
+        ((8, 8), {"gain": "small"}, "gain must be positive and finite, got small"),
     ],
 )
 def test_sizes_that_do_not_fit_are_refused(shape, options, sentence):

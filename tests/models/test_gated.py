@@ -91,7 +91,12 @@ def test_it_settles_by_plain_iteration_at_the_start(key):
 
 @pytest.mark.parametrize(
     ("sizes", "gain", "sentence"),
-    [((3, 0, 2), 0.5, "one or more"), ((3, 4, 2), -1.0, "gain must"), ((3, 4, 2), jnp.inf, "gain must")],
+    [
+        ((3, 0, 2), 0.5, "one or more"),
+        ((3, 4, 2), -1.0, "gain must"),
+        ((3, 4, 2), jnp.inf, "gain must"),
+        ((3, 4, 2), None, "gain must"),
+    ],
 )
 def test_sizes_and_gains_that_do_not_fit_are_refused(sizes, gain, sentence):
     with pytest.raises(ValueError, match=sentence):

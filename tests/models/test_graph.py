@@ -130,11 +130,21 @@ def test_a_graph_without_edges_is_a_feed_forward_net(key):
         (np.zeros((0, 0)), {}, "one or more"),
         (ADJACENCY, {"hidden": 0}, "one or more"),
         (ADJACENCY, {"bound": 1.0}, r"bound must be in \(0, 1\)"),
+        (ADJACENCY, {"bound": "a"}, r"bound must be in \(0, 1\), got a"),
+        (np.full((5, 5), np.nan), {}, "adjacency must be finite numbers"),
+        (np.full((5, 5), "edge"), {}, "adjacency must be finite numbers"),
     ],
 )
 def test_graphs_and_bounds_that_do_not_fit_are_refused(adjacency, options, sentence):
     with pytest.raises(ValueError, match=sentence):
         graph_cell(adjacency, 3, 4, 2, **options)
+
+
+def test_the_bound_may_be_traced(key):
+    cell = lambda bound: graph_cell(ADJACENCY, 3, 4, 2, bound=bound)
+    params = cell(0.3).init(key)
+    step = lambda bound: cell(bound).step(params, X, jnp.ones((5, 4)))
+    np.testing.assert_allclose(jax.jit(step)(0.3), step(0.3), rtol=1e-12)
 
 
 def test_features_of_another_size_are_refused(key):

@@ -51,3 +51,8 @@ def test_a_net_too_small_to_be_matched_is_refused():
 def test_a_maker_that_ignores_its_units_is_refused():
     with pytest.raises(ValueError, match="more parameters the more units"):
         matched_units(lambda units: mlp(7, 5, 3), 1000)
+
+
+def test_what_is_neither_a_net_nor_a_number_is_refused():
+    with pytest.raises(ValueError, match=r"like must be a whole number, got 7510\.0\. Or give the net"):
+        matched_units(lambda units: mlp(7, units, 3), 7510.0)
