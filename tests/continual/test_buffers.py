@@ -125,6 +125,17 @@ def test_each_task_behind_gives_the_same_number(after_tasks, clouds_by_task, row
     assert [len(s) for s in single] == [3, 3]
 
 
+@pytest.mark.parametrize("strategy", [cl.replay, cl.agem])
+def test_steps_are_counted_from_the_end_of_the_last_task(strategy, clouds_by_task, drive):
+    """One a gradient, and from 0 again: the place in an epoch over what is stored by then."""
+    driven = drive(strategy(2, epochs=True)(learning.backprop(mlp(4, 6))), clouds_by_task, steps=3)
+    params, _, memory = driven.stage(driven.begin(), 0).progress
+    gradient = jax.jit(driven.learner.gradient)
+    for made in range(3):
+        assert memory.step == made
+        _, _, memory = gradient(memory, params, driven.rows(1), jax.random.key(0))
+
+
 def test_nothing_counts_before_a_task_has_ended(after_tasks, clouds_by_task):
     for per_task in (False, True):
         assert in_epochs(after_tasks, clouds_by_task, 0, 3, per_task, 1)[0] == [[]]

@@ -15,14 +15,14 @@ STRENGTH, T = 0.8, 2.0
 OUTPUTS = {"class": 6, "domain": 2, "task": 6}
 
 
-def taught(drive, clouds, scenario, strategy):
-    """A learner after two tasks that ended at random weights, in its third."""
+def taught(drive, clouds, scenario, strategy, behind=2):
+    """A learner after so many tasks that ended at random weights, the net that it had then, and another."""
     model = mlp(4, 5, OUTPUTS[scenario])
     driven = drive(strategy(learning.backprop(model)), clouds(scenario))
     memory, ends = driven.begin().memory, [model.init(jax.random.key(seed)) for seed in (5, 6, 7)]
-    for number in range(2):
+    for number in range(behind):
         memory = driven.learner.end_task(memory, ends[number], driven.task(number), jax.random.key(3))[1]
-    return driven, model, memory, ends[1], ends[2]
+    return driven, model, memory, ends[behind - 1], ends[2]
 
 
 def written_out(model, teacher, driven, scenario, weight, heads):
@@ -41,22 +41,24 @@ def written_out(model, teacher, driven, scenario, weight, heads):
     return jax.jit(jax.value_and_grad(loss))
 
 
-def heads_of(driven, scenario):
+def heads_of(driven, scenario, behind):
     everything = np.arange(OUTPUTS[scenario])
     if scenario != "task":
         return [everything]
-    return [np.flatnonzero(np.asarray(driven.rows(task).active[0])) for task in range(2)]
+    return [np.flatnonzero(np.asarray(driven.rows(task).active[0])) for task in range(behind)]
 
 
-@pytest.mark.parametrize(("scenario", "weight"), [("class", 1), ("domain", 2), ("task", 2)])
-def test_rows_add_the_loss_as_it_is_written(scenario, weight, clouds, drive):
-    """With two tasks behind: w = strength in scenario class, (k − 1) strength in the others; value and gradient.
+@pytest.mark.parametrize(
+    ("scenario", "behind", "weight"), [("class", 2, 1), ("domain", 2, 2), ("task", 2, 2), ("task", 1, 1)]
+)
+def test_rows_add_the_loss_as_it_is_written(scenario, behind, weight, clouds, drive):
+    """With k − 1 tasks behind: w = strength in scenario class, (k − 1) strength in the others; value and gradient.
 
     Negative control: another weight gives another gradient.
     """
-    driven, model, memory, teacher, now = taught(drive, clouds, scenario, cl.lwf(STRENGTH, temperature=T))
+    driven, model, memory, teacher, now = taught(drive, clouds, scenario, cl.lwf(STRENGTH, temperature=T), behind)
     found, info, _ = jax.jit(driven.learner.gradient)(memory, now, driven.rows(2), jax.random.key(0))
-    heads = heads_of(driven, scenario)
+    heads = heads_of(driven, scenario, behind)
     value, expected = written_out(model, teacher, driven, scenario, weight * STRENGTH, heads)(now)
     np.testing.assert_allclose(info.loss, value, atol=1e-12)
     chex.assert_trees_all_close(found, expected, atol=1e-12)

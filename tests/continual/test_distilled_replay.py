@@ -21,12 +21,12 @@ ALPHA, BETA = 0.7, 0.4
 
 
 def filled(learner, stream, rows_of_task):
-    """A memory of 12 rows, the weights when they came by, other weights, and rows of task 2."""
+    """A memory that 12 rows came by, the weights before the step with each, those after it, and rows of task 2."""
     indices = jax.jit(stream.draw)(jax.random.key(0))
     old, now = (learner.model.init(jax.random.key(seed)) for seed in (1, 2))
     memory = learner.init(old, spec(stream), jax.random.key(0))
     batch = lambda task: rows_of_task(stream, indices, task, jnp.arange(4, dtype=jnp.int32))
-    after = jax.jit(lambda memory, batch, key: learner.after_step(memory, old, old, (), batch, key)[2])
+    after = jax.jit(lambda memory, batch, key: learner.after_step(memory, old, now, (), batch, key)[2])
     for i in range(3):
         memory = after(memory, batch(i), jax.random.key(i))
     return memory, old, now, batch(2)
@@ -52,6 +52,7 @@ def test_the_rows_make_the_loss_of_the_paper(clouds_by_task, rows_of_task, model
     (found, info, _), rows = both(memory, now, batch, jax.random.key(5))
     assert rows.x.shape[0] == 4 + 3 + 3
     assert jnp.isinf(rows.temperature).tolist() == [False] * 4 + [True] * 3 + [False] * 3
+    assert rows.index[4:7].tolist() != rows.index[7:].tolist()  # two draws
     logits = jax.jit(jax.vmap(lambda params, x: model.apply(params, x)[0], (None, 0)))
     stored = logits(old, rows.x[4:7])
     np.testing.assert_allclose(rows.target[4:7], stored, atol=1e-9)  # as they were when the rows came by

@@ -87,17 +87,18 @@ def test_products_and_rows_are_two_ways_to_one_number(kind):
     )
 
 
-def test_a_sample_is_one_labels_square():
-    """For one row the sampled Fisher is one of the three squares, and over many keys all three occur."""
-    params, batch = DENSE.init(jax.random.key(1)), jax.tree.map(lambda leaf: leaf[1:2], rows(2))
+@pytest.mark.parametrize("active", [(True, True, True), (True, False, True)])
+def test_a_sample_is_one_active_labels_square(active):
+    """For one row the sampled Fisher is one of the active labels' squares, and over many keys all of them occur."""
+    params, batch = DENSE.init(jax.random.key(1)), jax.tree.map(lambda leaf: leaf[1:2], rows(2, active))
     row = jax.tree.map(lambda leaf: leaf[0], batch)
-    _, _, gradients = scores(DENSE, params, row)
+    alive, _, gradients = scores(DENSE, params, row)
     squares = float(row.weight) * np.square(gradients[0]["w"])
     sampled = jax.jit(jax.vmap(lambda key: cl.fisher(DENSE, params, batch, key, "sampled")[0]["w"]))
     drawn = sampled(jax.random.split(jax.random.key(0), 60))
     nearest = np.array([[np.abs(one - square).max() for square in squares] for one in np.asarray(drawn)])
     assert nearest.min(1).max() < 1e-12
-    assert set(nearest.argmin(1)) == {0, 1, 2}
+    assert set(nearest.argmin(1)) == set(range(len(alive)))
 
 
 def test_samples_average_to_the_exact_one():

@@ -49,6 +49,14 @@ def test_epsilon_stands_under_the_fraction():
     np.testing.assert_allclose(flat(half), flat(g) / 2, rtol=1e-12)
 
 
+def test_the_ridge_stands_under_the_fraction():
+    """With ridge ⟨g_k, g_k⟩ half of the part along g_k is taken away."""
+    past = trees_of(1, rows=1)
+    g = jax.tree.map(lambda leaf: -leaf[0], past)
+    half = project_all(g, past, jnp.ones(1, bool), 0.0, float(dot(g, g)))
+    np.testing.assert_allclose(flat(half), flat(g) / 2, rtol=1e-6)
+
+
 def by_scipy(gram, along, margin):
     value = lambda v: v @ gram @ v / 2 + along @ v
     slope = lambda v: gram @ v + along
@@ -112,11 +120,11 @@ def test_no_task_behind_is_left_in_conflict(seed):
 
 
 def test_without_a_conflict_nothing_is_turned():
-    """Also with a margin, which alone would pull."""
-    past = trees_of(0, rows=2)
+    """Also with a margin, which alone would pull, and with a third task that is still to come."""
+    past = trees_of(0, rows=3)
     g = jax.tree.map(lambda leaf: 10 * leaf[0], past)
     agreeing = jax.tree.map(lambda leaf: leaf.at[1].set(leaf[0]), past)
-    chex.assert_trees_all_equal(project_all(g, agreeing, jnp.ones(2, bool), 0.5, 1e-3), g)
+    chex.assert_trees_all_equal(project_all(g, agreeing, jnp.arange(3) < 2, 0.5, 1e-3), g)
 
 
 def test_agem_turns_the_gradient_of_the_current_rows_by_that_of_stored_ones(after_tasks, clouds_by_task, rows_of_task):

@@ -12,6 +12,7 @@ from bptoolkit import learning
 from bptoolkit.continual.gates import entering, leaving, scale_units
 from bptoolkit.continual.hat import compensated, sharpness
 from bptoolkit.continual.isolate import _prune
+from bptoolkit.continual.regularise import output_sensitivity
 from bptoolkit.fixed_point import almeida_pineda, implicit, picard
 from bptoolkit.models import convnet, equilibrium, hopfield_cell, mlp, rate_cell
 from bptoolkit.types import Info, Model
@@ -88,17 +89,24 @@ def test_silent_units_have_no_effect_at_all(gated):
     assert np.abs(answer(params, 1) - answer(other, 1)).max() > 0.1
 
 
-def test_a_penalty_outside_sees_the_gated_net(gated):
-    """EWC around XdG takes the Fisher information of the net under the task's own gate; control: not of the whole."""
+def sensitivity(model, params, batch, key):
+    return output_sensitivity(model, params, batch)
+
+
+@pytest.mark.parametrize(
+    ("strategy", "importance"), [(cl.ewc, cl.fisher), (cl.online_ewc, cl.fisher), (cl.mas, sensitivity)]
+)
+def test_a_penalty_outside_sees_the_gated_net(gated, strategy, importance):
+    """Importances around XdG are those of the net under the task's own gate; control: not of the whole."""
     driven, stages = gated
-    learner = cl.ewc(1.0)(driven.learner)
+    learner = strategy(1.0)(driven.learner)
     params, inner = stages[0].progress.params, stages[0].progress.memory
     memory = learner.init(params, driven.spec, jax.random.key(0))._replace(inner=inner)
     found = jax.jit(lambda m, p: learner.end_task(m, p, driven.task(1), jax.random.key(3))[1].importance)(
         memory, params
     )
     gate = inner.gates[0][1]
-    of = jax.jit(cl.fisher, static_argnums=0)
+    of = jax.jit(importance, static_argnums=0)
     silenced = Model(STATIC.init, lambda p, x: (by_gated_units(p, x, gate), Info()))
     expected, whole = (of(m, params, driven.rows(1), jax.random.key(0)) for m in (silenced, STATIC))
     chex.assert_trees_all_close(found, jax.tree.map(lambda f: f / 8, expected), atol=1e-12)

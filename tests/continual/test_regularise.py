@@ -9,6 +9,7 @@ import pytest
 
 from bptoolkit import continual as cl
 from bptoolkit import learning, trees
+from bptoolkit.continual.fisher import mean_of_task
 from bptoolkit.continual.penalty import Anchored
 from bptoolkit.continual.regularise import output_sensitivity
 from bptoolkit.models import mlp
@@ -58,6 +59,15 @@ def test_si_is_the_path_integral_of_the_total_loss(si_run):
         np.testing.assert_allclose(numbers(memory.importance), importance, atol=1e-12)
         np.testing.assert_allclose(numbers(stages[task].progress.params), theta, atol=1e-12)
     assert importance.max() > 0.01
+
+
+def test_si_may_count_paths_below_zero_as_none(drive, clouds, ends):
+    """Where the task began and ended at one point Ω = max(ω, 0)/ξ."""
+    driven, omega = drive(cl.si(1.0, damping=0.5, positive=True)(learning.backprop(MODEL)), clouds("task")), ends[0]
+    params, _, memory = driven.begin()
+    _, after = driven.learner.end_task(memory._replace(path=omega), params, driven.task(0), jax.random.key(3))
+    np.testing.assert_allclose(numbers(after.importance), np.maximum(numbers(omega), 0) / 0.5)
+    assert numbers(omega).min() < 0
 
 
 def test_si_adds_up_what_the_loss_fell_by(si_run, drive, clouds):
@@ -136,6 +146,18 @@ def test_mas_sums_the_tasks_means(consolidated, ends):
     expected = trees.add(*(mean(params, driven.rows(task)) for task, params in enumerate(ends[:2])))
     chex.assert_trees_all_close(memory.importance, expected, atol=1e-12)
     chex.assert_trees_all_equal(memory.anchor, ends[1])
+
+
+@pytest.mark.parametrize("strategy", [cl.ewc, cl.online_ewc, cl.mas])
+def test_importances_are_taken_over_the_samples_that_are_asked_for(strategy, clouds, drive, ends):
+    """Three of eight rows, those that the key of the task's end draws."""
+    of_batch = lambda batch, key: (
+        output_sensitivity(MODEL, ends[0], batch) if strategy is cl.mas else cl.fisher(MODEL, ends[0], batch, key)
+    )
+    driven = drive(strategy(1.0, samples=3)(learning.backprop(MODEL)), clouds("task"))
+    own_key = jax.random.split(jax.random.key(3))[1]
+    expected = jax.jit(lambda key: mean_of_task(of_batch, ends[0], driven.task(0), key, 3))(own_key)
+    chex.assert_trees_all_close(after_tasks(driven, ends[:1]).importance, expected, atol=1e-12)
 
 
 @pytest.mark.parametrize(("name", "half"), [("l2", 0.5), ("online", 0.5), ("mas", 1.0)])
