@@ -134,6 +134,33 @@ def test_a_long_gradient_is_shortened_to_the_clip(drive, clouds):
     np.testing.assert_allclose(found[0] / norm(found), plain[0] / norm(plain), atol=1e-12)
 
 
+def test_a_gradient_shorter_than_the_clip_stays(drive, clouds):
+    learner = cl.fromp(0.0, 1, clip=100.0)(RULE)
+    driven = drive(learner, clouds("task"))
+    params = MODEL.init(jax.random.key(5))
+    found, plain = (
+        jax.jit(one.gradient)(memory, params, driven.rows(0), jax.random.key(0))[0]
+        for one, memory in ((learner, driven.begin().memory), (RULE, ()))
+    )
+    chex.assert_trees_all_close(found, plain, atol=1e-12)
+
+
+def test_around_gates_nothing_pulls_where_both_tasks_ended(drive, clouds):
+    """Law: answers are held, and taken again, under each task's own gates; the negative control is another net."""
+    model = mlp(4, 8, 6)
+    driven = drive(cl.fromp(TAU, PER_CLASS, prior=PRIOR, rows=8)(cl.xdg(0.5)(learning.backprop(model))), clouds("task"))
+    end, other = (model.init(jax.random.key(seed)) for seed in (5, 6))
+    memory = driven.begin().memory
+    close = jax.jit(lambda m, n: driven.learner.end_task(m, end, driven.task(n), jax.random.key(3))[1])
+    for number in range(2):
+        memory = close(memory, jnp.int32(number))
+    gradient = jax.jit(lambda m, p: driven.learner.gradient(m, p, driven.rows(2), jax.random.key(0))[0])
+    pull = lambda p: trees.subtract(gradient(memory, p), gradient(memory._replace(tau=jnp.zeros(())), p))
+    largest = lambda tree: max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(tree))
+    assert largest(pull(end)) < 1e-9
+    assert largest(pull(other)) > 1e-3
+
+
 @pytest.mark.parametrize(
     ("build", "sentence"),
     [

@@ -10,7 +10,7 @@ import pytest
 from bptoolkit import continual as cl
 from bptoolkit import data, learning
 from bptoolkit.continual.diagnose import features
-from bptoolkit.continual.icarl import herd
+from bptoolkit.continual.icarl import _among_exemplars, herd
 from bptoolkit.continual.streams import spec
 from bptoolkit.models import mlp
 
@@ -79,20 +79,45 @@ def test_old_answers_are_the_targets_of_known_classes(after_tasks, clouds_by_tas
     params, memory, indices = after_tasks(clouds_by_task, learner, 1)
     batch = rows_of_task(clouds_by_task, indices, 1, jnp.arange(12, dtype=jnp.int32) % 6)
     both = jax.jit(lambda *given: (learner.gradient(*given), seen[-1]))
-    (_, info, after), rows = both(memory, params, batch, jax.random.key(5))
+    now = MODEL.init(jax.random.key(8))
+    (_, info, after), rows = both(memory, now, batch, jax.random.key(5))
     known, current = np.asarray(memory.known), np.asarray(batch.target).any(0)
     assert known.sum() == 2
     assert not (known & current).any()
     np.testing.assert_array_equal(rows.active, np.tile(known | current, (12, 1)))
     np.testing.assert_array_equal(after.current, current)
-    old = jax.vmap(lambda x: MODEL.apply(memory.old_net, x)[0])(rows.x)
+    old, new = (jax.vmap(lambda x, net=net: MODEL.apply(net, x)[0])(rows.x) for net in (params, now))
     np.testing.assert_allclose(rows.target[:, known], jax.nn.sigmoid(old / 2)[:, known], atol=1e-12)
     assert set(np.asarray(rows.task).tolist()) == {0, 1}  # exemplars took the place of some rows
 
-    o, t, on = (np.asarray(a) for a in (old, rows.target, rows.active))
+    o, t, on = (np.asarray(a) for a in (new, rows.target, rows.active))
     p = 1 / (1 + np.exp(-o))
     crossed = -np.where(on, t * np.log(p) + (1 - t) * np.log(1 - p), 0).sum(1)
     np.testing.assert_allclose(info.loss, crossed.mean(), rtol=1e-9)
+
+
+def test_a_class_is_current_once_a_row_of_it_has_counted_until_the_task_ends(clouds, drive):
+    driven = drive(cl.icarl(2)(RULE), clouds())
+    params, _, memory = driven.stage(driven.begin(), 0).progress
+    assert not memory.current.any()
+    batch, gradient = driven.rows(1), jax.jit(driven.learner.gradient)
+    label = np.asarray(batch.target.argmax(1))
+    classes = list(dict.fromkeys(label.tolist()))
+    for number, c in enumerate(classes):
+        counted = batch._replace(weight=jnp.asarray(label == c, float))
+        _, _, memory = gradient(memory, params, counted, jax.random.key(0))
+        assert set(np.flatnonzero(memory.current)) == set(classes[: number + 1])
+
+
+def test_rows_give_way_at_the_rate_of_exemplars_among_exemplars_and_the_rows_of_a_task(
+    after_tasks, clouds_by_task, rows_of_task
+):
+    """Of 2000 rows: eight exemplars, beside as many rows as the two tasks behind had on average; to 5 deviations."""
+    _, memory, indices = after_tasks(clouds_by_task, cl.icarl(2)(RULE), 2)
+    batch = rows_of_task(clouds_by_task, indices, 2, jnp.zeros(2000, jnp.int32))
+    given_way = np.mean(np.asarray(jax.jit(_among_exemplars)(memory, batch, jax.random.key(0)).task) < 2)
+    share = 8 / (8 + int(indices.train.count[:2].sum()) // 2)
+    assert abs(given_way - share) < 5 * np.sqrt(share * (1 - share) / 2000)
 
 
 def test_streams_and_models_that_cannot_serve_are_refused(clouds_by_task):

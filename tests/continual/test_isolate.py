@@ -318,6 +318,25 @@ def test_sharpness_rises_from_end_to_end(attended):
     assert compensated(jnp.ones(()), jnp.zeros(()), jnp.float64(50.0), jnp.float64(50.0)) == 1  # nothing to mend
 
 
+def test_sharpness_rises_anew_in_each_cycle_and_in_each_task(clouds, drive):
+    driven = drive(cl.hat(sharpest=50.0, cycle=3)(learning.backprop(STATIC)), clouds("task"))
+    params, _, memory = driven.begin()
+    at = lambda step: float(sharpness(memory._replace(step=jnp.int32(step))))
+    assert [at(step) for step in range(6)] == pytest.approx([1 / 50, (1 / 50 + 50) / 2, 50] * 2)
+    _, begun = driven.learner.start_task(memory._replace(step=jnp.int32(5)), params, jnp.int32(1), jax.random.key(0))
+    assert begun.step == 0
+
+
+def test_what_any_earlier_task_needs_stays_needed(attended):
+    """After two tasks: the larger of their attentions, and the outputs of both."""
+    driven, stages = attended
+    memory = stages[1].progress.memory
+    attentions = 1 / (1 + np.exp(-50.0 * np.asarray(memory.embeddings[0][:2])))
+    np.testing.assert_allclose(memory.used[0], attentions.max(0), atol=1e-12)
+    assert (attentions[0] > attentions[1] + 0.1).any()
+    np.testing.assert_array_equal(memory.outputs, driven.rows(0).active[0] | driven.rows(1).active[0])
+
+
 def test_updates_are_scaled_by_what_is_free(attended):
     """1 − min(a_i, a_j) on a hidden layer, 1 − a_j into it, and nothing to outputs of earlier tasks; by hand."""
     driven, stages = attended

@@ -63,6 +63,23 @@ def test_what_is_not_new_takes_no_place():
     np.testing.assert_allclose(project(basis, jnp.array([1.0, 2, 3, 4])), [0, 0, 3, 4], atol=1e-15)
 
 
+def test_what_rounding_leaves_of_a_direction_is_not_new():
+    """Sevenths of three others: what is left of them is some 1e-17 long."""
+    three = jax.random.normal(jax.random.key(0), (3, 9))
+    basis = extend(jnp.zeros((6, 9)), jnp.concatenate([three, three / 7]), jnp.int32(0))
+    np.testing.assert_array_equal(basis[3:], 0)
+
+
+def test_around_gates_no_direction_leads_to_units_that_are_silent_in_the_task(clouds, drive):
+    driven = drive(cl.ogd(2)(cl.xdg(0.5)(learning.backprop(MODEL))), clouds("task"))
+    params, _, memory = driven.begin()
+    _, after = driven.learner.end_task(memory, params, driven.task(1), jax.random.key(3))
+    into = np.asarray(jax.vmap(ravel_pytree(params)[1])(after.basis)[0]["w"])
+    gate = np.asarray(memory.inner.gates[0][1])
+    np.testing.assert_array_equal(into[:, :, gate == 0], 0)
+    assert into[:, :, gate == 1].any()
+
+
 def test_no_rows_are_refused():
     with pytest.raises(ValueError, match="per_task must be at least 1, got 0"):
         cl.ogd(0)

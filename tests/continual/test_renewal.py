@@ -10,7 +10,7 @@ import pytest
 from bptoolkit import continual as cl
 from bptoolkit import learning
 from bptoolkit.continual.activity import mean_activity
-from bptoolkit.continual.renewal import Judged, forget_moments, outgoing, renew
+from bptoolkit.continual.renewal import Judged, _select, forget_moments, outgoing, renew
 from bptoolkit.fixed_point import almeida_pineda, implicit, picard
 from bptoolkit.models import convnet, equilibrium, mlp, rate_cell
 from bptoolkit.types import Info, Model
@@ -113,14 +113,15 @@ def test_silent_units_renewed_change_no_answer(params, rows):
 def test_redo_renews_the_units_below_its_share_of_the_mean():
     """τ = 0.5: of E|h| = 1, 2, 3, 6, 8 the first two, above none.  By the maximum, the third and an upper one too.
 
-    A fifth row, of weight 0, would raise all of them.
+    A fifth row, of weight 0, would raise all of them.  The weights before the step have no say.
     """
     x = jnp.concatenate([jnp.eye(4), jnp.full((1, 4), 50.0)])
     rows = learning.rows_of(x, jnp.zeros(5, jnp.int32), 6, 1.0)._replace(weight=jnp.array([1.0, 1, 1, 1, 0]))
     np.testing.assert_allclose(mean_activity(LINEAR, SCORED, rows)[0], [1, 2, 3, 6, 8], atol=1e-12)
     learner = cl.redo(0.5, every=1)(learning.backprop(LINEAR))
     memory = learner.init(SCORED, None, jax.random.key(0))
-    renewed = jax.jit(lambda m, p: learner.after_step(m, p, p, (), rows, jax.random.key(5))[0])(memory, SCORED)
+    before = jax.tree.map(jnp.ones_like, SCORED)
+    renewed = jax.jit(lambda m, p: learner.after_step(m, before, p, (), rows, jax.random.key(5))[0])(memory, SCORED)
     changed = [np.any(np.asarray(new["w"] != old["w"]), 0).tolist() for new, old in zip(renewed, SCORED, strict=True)]
     assert changed == [[True, True, False, False, False], [False, False], [False] * 6]
 
@@ -172,6 +173,13 @@ def test_continual_backprop_renews_the_least_useful_mature_unit(params, rows):
     assert memory.age[0][gone[0]] == 0
     assert memory.utility[0][gone[0]] == 0
     np.testing.assert_allclose(memory.due[0], 0.5)
+
+
+def test_young_units_are_judged_by_what_their_utility_tends_to():
+    """0.1/(1 − 0.9³) is 0.37, 0.2/(1 − 0.9⁵⁰) is 0.20: the second goes, though its mean so far is larger."""
+    units, due = _select(jnp.array([0.1, 0.2]), jnp.array([3.0, 50.0]), jnp.array(1.0), 0.5, 2, 0.9)
+    assert units.tolist() == [False, True]
+    assert due == 1
 
 
 def test_shaking_happens_before_a_task_and_not_before_the_first(params):

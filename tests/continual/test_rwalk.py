@@ -12,16 +12,18 @@ from bptoolkit import learning
 from bptoolkit.models import mlp
 
 MODEL = mlp(4, 5, 6)
-STRENGTH, DECAY, EVERY, DAMPING, RATE, STEPS = 0.5, 0.7, 2, 1e-2, 0.3, 5
+STRENGTH, DECAY, EVERY, DAMPING, RATE, MOMENTUM, STEPS = 0.5, 0.7, 2, 1e-2, 0.3, 0.9, 5
 
 
 def test_scores_and_fishers_are_those_of_a_plain_loop(drive, clouds):
+    """Under momentum, with which some weights go uphill for a stretch: those count as 0."""
     strategy = cl.rwalk(STRENGTH, decay=DECAY, every=EVERY, damping=DAMPING)
-    driven = drive(strategy(learning.backprop(MODEL)), clouds("task"), optax.sgd(RATE), steps=STEPS)
+    driven = drive(strategy(learning.backprop(MODEL)), clouds("task"), optax.sgd(RATE, MOMENTUM), steps=STEPS)
     progress = driven.begin()
     theta, unravel = ravel_pytree(progress.params)
     theta = anchor = np.asarray(theta)
-    importance = fisher = score = np.zeros_like(theta)
+    importance = fisher = score = velocity = np.zeros_like(theta)
+    falls = []
 
     @jax.jit
     def rows_slopes(theta, batch):
@@ -38,10 +40,12 @@ def test_scores_and_fishers_are_those_of_a_plain_loop(drive, clouds):
             slopes = np.asarray(rows_slopes(theta, driven.rows(task)))
             g = slopes.mean(0) + 2 * STRENGTH * importance * (theta - anchor)
             fisher = DECAY * (slopes**2).mean(0) + (1 - DECAY) * fisher
-            moved = theta - RATE * g
+            velocity = g + MOMENTUM * velocity
+            moved = theta - RATE * velocity
             fall = fall - g * (moved - theta)
             theta = moved
             if step % EVERY == 0:
+                falls.append(fall.min())
                 path = path + np.maximum(fall, 0) / (0.5 * fisher * (theta - stop) ** 2 + DAMPING)
                 fall, stop = np.zeros_like(theta), theta
         path = path + np.maximum(fall, 0) / (0.5 * fisher * (theta - stop) ** 2 + DAMPING)  # the fifth step alone
@@ -52,6 +56,17 @@ def test_scores_and_fishers_are_those_of_a_plain_loop(drive, clouds):
         np.testing.assert_allclose(ravel_pytree(progress.params)[0], theta, atol=1e-10)
         np.testing.assert_allclose(ravel_pytree(progress.memory.importance)[0], importance, atol=1e-9)
     assert 1 < importance.max() <= 2
+    assert min(falls) < -1e-3
+
+
+def test_around_gates_what_leads_to_silent_units_has_no_information(drive, clouds):
+    driven = drive(
+        cl.rwalk(1.0)(cl.xdg(0.5)(learning.backprop(mlp(4, 5, 6, activation=jnp.tanh)))), clouds("task"), steps=2
+    )
+    memory = driven.stage(driven.begin(), 0).progress.memory
+    into, gate = np.asarray(memory.path.fisher[0]["w"]), np.asarray(memory.inner.gates[0][0])
+    np.testing.assert_array_equal(into[:, gate == 0], 0)
+    assert into[:, gate == 1].any()
 
 
 @pytest.mark.parametrize(
