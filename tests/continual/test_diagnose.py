@@ -106,6 +106,14 @@ def test_calibration_is_that_of_a_plain_loop():
     assert cl.brier_score(logits, batch) == pytest.approx(squares, abs=1e-12)
 
 
+@pytest.mark.parametrize("score", [cl.calibration_error, cl.brier_score])
+def test_probabilities_are_those_at_the_temperature_of_each_row(score):
+    logits = 3 * jax.random.normal(jax.random.key(2), (40, 4))
+    warm = TEST._replace(temperature=jnp.full(40, 2.0))
+    np.testing.assert_allclose(score(logits, warm), score(logits / 2, TEST), rtol=1e-12)
+    assert score(logits, warm) != score(logits, TEST)
+
+
 def test_a_row_that_does_not_count_is_not_looked_at():
     """NaN in it changes nothing; in one that counts it shows."""
     logits = jax.random.normal(jax.random.key(2), (40, 4))

@@ -203,7 +203,7 @@ def test_the_stability_gap_of_three_tasks_and_two_seeds():
     np.testing.assert_allclose(cl.stability_gap(a, ends=[1, 4, 7]), [0.25, 0.1], atol=1e-12)
 
 
-@pytest.mark.parametrize("ends", [[0], [1, 0], [0, 4], [-1, 2], [0, 1, 2]])
+@pytest.mark.parametrize("ends", [[0], [1, 0], [1, 1], [0, 4], [-1, 2], [0, 1, 2]])
 def test_ends_that_do_not_fit_are_refused(ends):
     with pytest.raises(ValueError, match="ends must"):
         cl.minimum_accuracy(np.zeros((4, 2)), ends)

@@ -15,7 +15,9 @@ from bptoolkit import continual as cl
 from bptoolkit import data, learning
 from bptoolkit.continual.layout import Layout
 from bptoolkit.continual.programs import _binned, curve_points
+from bptoolkit.continual.walk import _rebinned
 from bptoolkit.fixed_point import almeida_pineda, implicit, picard
+from bptoolkit.learning.fit import Curves
 from bptoolkit.models import equilibrium, mlp, rate_cell
 
 MODEL = mlp(4, 5, 6)
@@ -417,12 +419,34 @@ def test_a_probe_is_spread_evenly_over_all_tasks(clouds):
 
 @pytest.mark.parametrize(("steps", "points"), [(200, 20), (250, 10), (39, 13), (23, 1), (1, 1)])
 def test_a_curve_leaves_no_update_out(steps, points):
-    """Its mean is that of all updates, so that a share of settlings that did not converge is of all of them."""
+    """Each point is the mean of as many updates, in their order: no share of settlings that failed is lost."""
     curve = jnp.square(jnp.arange(steps, dtype=float))
     assert curve_points(steps) == points
     found = _binned(curve, points)
     assert found.shape == (points,)
-    np.testing.assert_allclose(found.mean(), curve.mean(), rtol=1e-6)
+    np.testing.assert_allclose(found, [part.mean() for part in np.split(np.asarray(curve), points)], rtol=1e-6)
+
+
+def test_the_curve_of_a_stage_of_several_calls_is_in_the_order_of_its_updates():
+    """Of 1, 2, 3, 4 in two calls, two points: 1.5 and 3.5."""
+    calls = [Curves(*[np.array([piece])] * len(Curves._fields)) for piece in ([1.0, 2.0], [3.0, 4.0])]
+    for values in _rebinned(calls):
+        np.testing.assert_array_equal(values, [[1.5, 3.5]])
+
+
+def test_every_task_starts_trains_and_ends_by_keys_of_its_own(clouds):
+    """What a learner draws at the nine occasions: no two numbers alike."""
+    rule, states = learning.backprop(MODEL), []
+    note = lambda memory, place, key: memory.at[place].set(jax.random.bits(key, (), jnp.uint32))
+    drawing = rule._replace(
+        init=lambda params, spec, key: jnp.zeros(3, jnp.uint32),
+        start_task=lambda memory, params, task, key: (params, note(memory, 0, key)),
+        gradient=lambda memory, params, batch, key: (*rule.gradient((), params, batch, key)[:2], note(memory, 1, key)),
+        end_task=lambda memory, params, task, key: (params, note(memory, 2, key)),
+    )
+    made = experiment(clouds, learner=drawing, steps=1)
+    cl.run(made, jax.random.key(0), seeds=1, layout=STACKED, on_task=lambda moment, state: states.append(state))
+    assert len({int(number) for state in states for number in state.progress.memory[0]}) == 9
 
 
 def test_the_plasticity_of_a_seed_that_diverged_is_unknown(clouds):

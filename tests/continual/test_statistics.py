@@ -73,6 +73,7 @@ def test_five_seeds_can_never_be_significant_and_say_so():
     assert clear.p == clear.smallest_p == 2 / 32
     assert clear.reason == ("too few seeds: with 5 no difference can have p below 0.062; 6 seeds are needed for 0.05")
     assert cl.compare(np.full(6, 0.9) + np.arange(6) / 100, np.full(6, 0.1)).reason is None
+    assert cl.compare(np.full(6, 0.9) + np.arange(6) / 100, np.full(6, 0.1), alpha=2 / 64).reason is None
     assert [seeds_needed(a) for a in (0.05, 0.01, 0.5)] == [6, 8, 2]
 
 
