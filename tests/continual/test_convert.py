@@ -47,6 +47,7 @@ def test_squares_of_batch_means_are_smaller_by_the_batch():
     factor = cl.convert_strength(1.0, cl.Convention(batch=16), OURS, rows=16)
     assert factor * rows == pytest.approx(batch, rel=0.05)
     assert factor == 1 / 16
+    assert cl.convert_strength(1.0, cl.Convention(summed=True, batch=16), OURS, rows=48) == 3 / 16  # of three batches
 
 
 @pytest.mark.parametrize("batch", [0, 11])

@@ -10,11 +10,11 @@ import optax
 import pytest
 
 from bptoolkit import data, learning
-from bptoolkit.fixed_point import Stop, almeida_pineda, implicit, picard
-from bptoolkit.learning.fit import Progress, train
+from bptoolkit.fixed_point import Status, Stop, almeida_pineda, implicit, picard
+from bptoolkit.learning.fit import Progress, _point, train
 from bptoolkit.learning.learner import bare_learner, rows_of
 from bptoolkit.models import equilibrium, mlp, rate_cell
-from bptoolkit.types import Dataset, Info, Rows
+from bptoolkit.types import Dataset, Info, Rows, Settling
 
 MODEL = mlp(4, 6, 3)
 RATE, MOMENTUM = 0.5, 0.9
@@ -146,6 +146,16 @@ def test_curves_tell_of_settling(clouds, key):
     short = run(equilibrium(cell, implicit(stop=Stop(rtol=1e-6, max_steps=2))))
     assert (np.asarray(short.unconverged) == 1).all()
     assert (np.asarray(short.settling_steps) == 2).all()
+
+
+def test_settlings_are_counted_over_the_rows_that_the_rule_saw_and_that_have_weight():
+    """Three rows in place of a batch of two: 3 and 9 steps, of which the second failed; the last has no weight."""
+    status = jnp.array([Status.CONVERGED, Status.MAX_STEPS, Status.DIVERGED])
+    settling = Settling(jnp.array([3, 9, 100]), jnp.ones(3), jnp.ones(3), status)
+    batch = rows_of(jnp.zeros((2, 4)), jnp.zeros(2, jnp.int32), 3, 1.0)
+    point = _point(Info(loss=jnp.ones(()), forward=settling, weight=jnp.array([0.1, 1.7, 0.0])), batch)
+    assert (point.settling_steps, point.unconverged) == (6, 0.5)
+    assert np.isnan(point.backward_steps)
 
 
 def test_a_stage_cut_in_two_is_the_stage(clouds):

@@ -67,6 +67,18 @@ def test_only_what_settled_is_remembered_and_only_its_own_row_is_written(batch):
     assert jnp.isfinite(memory.adjoint).all()
 
 
+def test_a_row_without_weight_keeps_its_adjoint_state(batch):
+    """It has none of its own in that batch; its z is remembered."""
+    params = MODEL.init(jax.random.key(1))
+    memory = GRADIENT(fresh(), params, batch, jax.random.key(2))[2]
+    silent = batch._replace(x=-batch.x, weight=batch.weight.at[1].set(0))
+    after = GRADIENT(memory, params, silent, jax.random.key(2))[2]
+    chex.assert_trees_all_equal(after.adjoint[1], memory.adjoint[1])
+    assert jnp.abs(memory.adjoint[1]).max() > 1e-3
+    assert jnp.abs(after.adjoint[4] - memory.adjoint[4]).max() > 1e-3
+    assert jnp.abs(after.z[1] - memory.z[1]).max() > 1e-3
+
+
 def test_training_ends_at_the_same_weights_in_fewer_steps():
     clouds = data.gaussian_classes(jax.random.key(3), classes=3, rows=4, features=4)
     rows = len(clouds.train.y)
@@ -95,10 +107,12 @@ def test_what_cannot_be_warm_is_refused(make, sentence):
 
 
 def test_a_row_without_a_number_settles_from_zero(batch):
-    """Generated rows have the index −1, which must not be taken for the last row."""
+    """Generated rows have the index −1, which must not be taken for the last row, nor written to its place."""
     params = MODEL.init(jax.random.key(1))
     last = batch._replace(index=jnp.array([4, 1, 5]))
     memory = GRADIENT(fresh(), params, last, jax.random.key(2))[2]
+    turned = last._replace(x=-last.x, index=jnp.array([4, 1, -1]))
+    chex.assert_trees_all_equal(GRADIENT(memory, params, turned, jax.random.key(2))[2].z[5], memory.z[5])
     steps = lambda index: GRADIENT(memory, params, last._replace(index=index), jax.random.key(2))[1].forward.steps[2]
     assert steps(jnp.array([4, 1, 5])) <= 3
     assert steps(jnp.array([4, 1, -1])) > 5

@@ -37,6 +37,11 @@ def test_slope_is_the_derivative_that_jax_takes(g):
     np.testing.assert_allclose(g.slope(jnp.array(POINTS)), derivative(g, jnp.array(POINTS)), rtol=1e-13, atol=1e-16)
 
 
+def test_the_slope_of_a_saturated_sigmoid_is_small_and_not_none():
+    """e^−a to rounding, on either side."""
+    np.testing.assert_allclose(activations.sigmoid.slope(jnp.array([-40.0, 40.0])), np.exp(-40.0), rtol=1e-15)
+
+
 @pytest.mark.parametrize("g", [g for g in activations.EXAMPLES if g is not activations.threshold], ids=lambda g: g.name)
 def test_slope_is_the_limit_of_differences(g):
     a, h = jnp.array([-3.1, -0.7, 0.3, 0.9, 2.2]), 1e-6

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from bptoolkit.fixed_point import symmetric
 from bptoolkit.models import activations, hopfield_cell, rate_cell
 
 CELLS = {"rate": rate_cell, "hopfield": hopfield_cell}
@@ -102,6 +103,27 @@ def test_energy_is_stationary_at_the_fixed_point(key):
     params, x, z = drawn(cell, key)
     z = jax.lax.fori_loop(0, 100, lambda _, z: cell.step(params, x, z), z)  # contracts by a half each time
     np.testing.assert_allclose(jax.grad(cell.energy, argnums=2)(params, x, z), 0, atol=1e-12)
+
+
+def test_the_gates_of_a_hopfield_cell_leave_its_weights_symmetric(key):
+    """W becomes D W D, D the product of both gates; in a rate cell source and target stand on either side."""
+    source, target = jnp.array([0.5, 1.0, 2.0, 0.0]), jnp.array([3.0, 1.0, 0.5, 1.0])
+    w = {name: make(3, 4, 2).init(jax.random.clone(key))["w"] for name, make in CELLS.items()}
+    gated = {
+        name: make(3, 4, 2).gates(make(3, 4, 2).init(jax.random.clone(key)), source, target)["w"]
+        for name, make in CELLS.items()
+    }
+    both = jnp.diag(source * target)
+    np.testing.assert_allclose(symmetric(gated["hopfield"]), both @ symmetric(w["hopfield"]) @ both, atol=1e-14)
+    np.testing.assert_allclose(gated["rate"], jnp.diag(source) @ w["rate"] @ jnp.diag(target), atol=1e-14)
+
+
+@every
+def test_biases_start_within_the_root_of_the_inputs_of_their_units(make, key):
+    """1/√4 for 100 units that hear 4 inputs, 1/√100 for 100 outputs that hear the units."""
+    params = make(4, 100, 100).init(key)
+    assert 0.4 < jnp.abs(params["b"]).max() <= 0.5
+    assert 0.08 < jnp.abs(params["c"]).max() <= 0.1
 
 
 def test_one_hopfield_unit_has_no_recurrence(key):
