@@ -10,7 +10,7 @@ from jax.extend.core import jaxprs_in_params
 from bptoolkit.fixed_point import Status, Stop, almeida_pineda, dense, implicit, picard, relaxation, solve
 from bptoolkit.fixed_point.splitting import forward_backward, peaceman_rachford
 from bptoolkit.models import equilibrium
-from bptoolkit.models.monotone import inverse, monotone_cell
+from bptoolkit.models.monotone import _step_length, inverse, monotone_cell
 
 TIGHT = Stop(rtol=1e-12, max_steps=20_000)
 X = jnp.array([0.3, -1.0, 0.7])
@@ -91,6 +91,14 @@ def test_resolvent_against_a_dense_solve(given, key):
     expected = np.linalg.solve(np.eye(20) + alpha * (np.eye(20) - w), u + alpha * current)
     np.testing.assert_allclose(resolvent.backward(u), expected, atol=1e-12)
     np.testing.assert_allclose(resolvent.affine(u), w @ u + current, atol=1e-12)
+
+
+def test_the_step_length_left_out_is_that_of_the_formula(key):
+    """1/√(m L) with √(‖A‖₁ ‖A‖_∞) for L, which is no less than ‖A‖₂."""
+    a = np.asarray(jax.random.normal(key, (7, 7)))
+    bound = np.sqrt(np.linalg.norm(a, 1) * np.linalg.norm(a, np.inf))
+    np.testing.assert_allclose(_step_length(jnp.asarray(a), 0.3), 1 / np.sqrt(0.3 * bound), rtol=1e-12)
+    assert bound >= np.linalg.norm(a, 2)
 
 
 @pytest.mark.parametrize("size", [1.0, 30.0])

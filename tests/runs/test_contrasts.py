@@ -49,6 +49,17 @@ def test_what_was_not_run_is_null_with_its_reason(results):
     assert "no seed is finished in both" in missing["reason"]
 
 
+@pytest.mark.parametrize("net", ["static", "recurrent"])
+def test_a_seed_that_one_net_has_not_finished_is_no_pair(results, net):
+    fewer = results.copy(deep=True)
+    fewer["accuracy"].loc[{"net": net, "strategy": "ewc", "scenario": "class", "seed": fewer["seed"][1]}] = np.nan
+    (rows,) = contrasts([fewer], "static")
+    kept = np.array([0, 2, 3])
+    one, other = (accuracies(results, name)[kept] for name in ("recurrent", "static"))
+    assert row_of(rows)[MEASURE]["n"] == 3
+    assert row_of(rows)[MEASURE]["difference"] == pytest.approx(np.mean(one - other))
+
+
 def test_q_is_the_smallest_rate_of_false_discoveries_at_which_a_difference_counts(make):
     """By definition, over the rows of all runs: q_i = min over k ≥ rank i of p_(k) m / k."""
     runs = [make(seeds=8, draw=draw) for draw in (0, 1)]
