@@ -5,7 +5,19 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from bptoolkit.fixed_point import Status, Stop, almeida_pineda, bicgstab, dense, exact, implicit, picard, settle, solve
+from bptoolkit.fixed_point import (
+    Status,
+    Stop,
+    almeida_pineda,
+    anderson,
+    bicgstab,
+    dense,
+    exact,
+    implicit,
+    picard,
+    settle,
+    solve,
+)
 
 TIGHT = Stop(rtol=1e-11)
 
@@ -32,6 +44,16 @@ def test_a_map_that_plain_iteration_leaves_is_settled_all_the_same(gain):
     solution = settle(f, jnp.zeros(12), Stop(rtol=1e-11, max_steps=300))
     assert solution.status == Status.CONVERGED
     chex.assert_trees_all_close(solution.value, jnp.linalg.solve(jnp.eye(12) - a, jnp.ones(12)), atol=1e-9)
+
+
+def test_a_relaxation_that_is_lost_begins_again_from_its_start():
+    """z = 1 − 2 z³ runs away under plain iteration, to where Anderson's diverges as well."""
+    f = lambda z: 1 - 2 * z**3
+    lost = solve(f, jnp.zeros(1), picard())
+    assert lost.status == solve(f, lost.value, anderson()).status == Status.DIVERGED
+    solution = settle(f, jnp.zeros(1))
+    assert solution.status == Status.CONVERGED
+    chex.assert_trees_all_close(2 * solution.value**3 + solution.value, jnp.ones(1), atol=1e-6)
 
 
 def test_the_budget_holds_for_both_together():

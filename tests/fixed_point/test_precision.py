@@ -5,8 +5,8 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from bptoolkit.fixed_point import Status, Stop, almeida_pineda, anderson, implicit, picard
-from bptoolkit.fixed_point.precision import narrowed
+from bptoolkit.fixed_point import Status, Stop, almeida_pineda, anderson, implicit, picard, solve
+from bptoolkit.fixed_point.precision import narrowed, settled_narrowly
 
 TIGHT = Stop(rtol=1e-12)
 
@@ -66,6 +66,17 @@ def test_a_relaxation_lost_in_the_narrow_dtype_does_no_harm():
     solution = implicit(picard(), stop=TIGHT, coarse=jnp.float16)(f, (), jnp.zeros(2))
     assert solution.status == Status.CONVERGED
     chex.assert_trees_all_close(solution.value, jnp.full(2, 2e6), rtol=1e-11)
+
+
+@pytest.mark.parametrize(
+    ("status", "start"),
+    [(Status.CONVERGED, 9), (Status.MAX_STEPS, 9), (Status.STALLED, 9), (Status.DIVERGED, 1), (Status.NONFINITE, 1)],
+)
+def test_where_the_narrow_relaxation_got_to_is_the_start_unless_it_was_lost(status, start):
+    """From z0 = 1 to 9, however it ended there."""
+    at_nine = solve(lambda z: z, jnp.full(2, 9, jnp.float32), picard())._replace(status=jnp.int32(status))
+    found, _ = settled_narrowly(lambda _, z: z, (), jnp.ones(2), jnp.float32, TIGHT, lambda f, z, stop: at_nine)
+    chex.assert_trees_all_equal(found, jnp.full(2, float(start)))
 
 
 def test_complex_states_are_narrowed_to_complex64():
