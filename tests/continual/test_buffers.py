@@ -56,6 +56,13 @@ def test_the_reservoir_is_that_of_a_plain_loop(clouds_by_task, key):
     np.testing.assert_array_equal(found.beside, 10 * np.array(places))
 
 
+def test_a_row_without_weight_takes_no_place_and_no_other_rows(clouds_by_task, key):
+    """Seven rows of which five count, into six places: after one batch chance has not hidden a row that was lost."""
+    found = offered(clouds_by_task, 6, [batch_of(range(7), [1, 1, 0, 1, 1, 0, 1])], key)
+    assert found.seen == 5
+    np.testing.assert_array_equal(found.rows.index[:5], [0, 1, 3, 4, 6])
+
+
 def test_every_row_is_kept_with_the_same_probability(clouds_by_task):
     """600 reservoirs of 6 places after 40 rows: each row in 600 · 6/40 = 90 of them.  χ² with 39 degrees of freedom.
 

@@ -177,6 +177,15 @@ def test_tasks_get_equal_shares_and_keep_the_largest(packed):
     assert (np.asarray(first.params[0]["w"])[owner == 1] != 0).all()
 
 
+def test_what_leads_to_an_output_belongs_to_the_task_that_it_is_active_in(packed):
+    driven, stages = packed
+    owner = jax.tree.map(np.asarray, stages[-1].progress.memory.owner[1])
+    for task in range(3):
+        alive = np.asarray(driven.rows(task).active[0])
+        assert (owner["w"][:, alive] == task + 1).all()
+        assert (owner["b"][alive] == task + 1).all()
+
+
 def test_until_it_prunes_a_task_answers_with_the_weights_that_it_trains(packed):
     """Before any training every task sees the whole net; in a task, other tasks do not see its free weights."""
     driven, stages = packed
