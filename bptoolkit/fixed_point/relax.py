@@ -25,7 +25,7 @@ from bptoolkit.fixed_point.adjoints import Adjoint, Biased, check_adjoint
 from bptoolkit.fixed_point.arguments import Stop, as_arrays, check_counts, check_map, check_stop, takes
 from bptoolkit.fixed_point.failure import Policy, adjoint_or, at_finite, check_policy, settled_or
 from bptoolkit.fixed_point.precision import settled_narrowly
-from bptoolkit.fixed_point.sizes import norm
+from bptoolkit.fixed_point.sizes import judging_dtype, norm
 from bptoolkit.fixed_point.solve import Solution, Status, solve
 from bptoolkit.fixed_point.solvers import Solver, settled_solver
 from bptoolkit.fixed_point.stability import coordinates
@@ -58,7 +58,7 @@ def new_probe(z: State) -> Probe:
     Args:
         z: a state of ONE example, or its shapes, such as `model.cell.state`.
     """
-    return jnp.zeros(5, jax.eval_shape(norm, z).dtype)
+    return jnp.zeros(5, judging_dtype(z))
 
 
 def implicit(

@@ -1,5 +1,7 @@
 """How large a state is, and what its dtypes can honour."""
 
+from functools import reduce
+
 import jax
 import jax.numpy as jnp
 from jax import lax
@@ -14,8 +16,12 @@ SHORT = 32  # numbers whose sums, one for each sample of a batch, would not fill
 
 def norm(tree: State) -> Float[Array, ""]:
     """Euclidean norm of the whole tree, in float32 or wider; carries no gradient."""
-    squares = [_summed(jnp.square(jnp.abs(lax.stop_gradient(x)).astype(real_dtype(x)))) for x in jax.tree.leaves(tree)]
-    return jnp.sqrt(sum(s.astype(judging_dtype(tree)) for s in squares))
+    sums = [_summed(_squared(lax.stop_gradient(x))).astype(judging_dtype(tree)) for x in jax.tree.leaves(tree)]
+    return jnp.sqrt(reduce(jnp.add, sums))
+
+
+def _squared(x: Array) -> Float[Array, "..."]:
+    return jnp.square((jnp.abs(x) if jnp.iscomplexobj(x) else x).astype(real_dtype(x)))
 
 
 def _summed(x: Float[Array, "..."]) -> Float[Array, ""]:
