@@ -12,7 +12,7 @@ import numpy as np
 
 from bptoolkit.continual.walk import Moment
 from bptoolkit.runs.environment import now
-from bptoolkit.runs.record import RunError, first_line
+from bptoolkit.runs.record import RunError, finite, first_line
 from bptoolkit.runs.watch import Watcher
 
 __all__ = ["add_to_log", "load_log", "log"]
@@ -49,7 +49,7 @@ def add_to_log(folder: Path, event: str, **fields: Any) -> None:
     Raises:
         RunError: when the system refuses.
     """
-    line = json.dumps({"event": event, "time": now(), **_finite(fields)}, ensure_ascii=False, allow_nan=False)
+    line = json.dumps({"event": event, "time": now(), **finite(fields)}, ensure_ascii=False, allow_nan=False)
     try:
         with (folder / LOG).open("ab+") as file:
             _cut(file)
@@ -94,12 +94,3 @@ def _cut(file) -> None:
 def _told(moment: Moment) -> dict[str, Any]:
     names = ("task", "tasks", "step", "steps", "loss", "unconverged")
     return {name: getattr(moment, name) for name in names}
-
-
-def _finite(value: Any) -> Any:
-    """The value with null for what JSON does not know."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, Mapping):
-        return {key: _finite(entry) for key, entry in value.items()}
-    return [_finite(entry) for entry in value] if isinstance(value, list | tuple) else value

@@ -6,6 +6,7 @@ the old file or the new one, never half of one.  A folder belongs to one configu
 
 import hashlib
 import json
+import math
 import os
 import re
 import shutil
@@ -242,8 +243,17 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def write_json(path: Path, data: Mapping[str, Any]) -> None:
-    """Plain data, one field a line; NaN is not JSON and is refused."""
+    """Plain data, one field a line; NaN is not JSON and is refused: see `finite`."""
     write_text(path, json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def finite(value: Any) -> Any:
+    """Plain data with null for the numbers that JSON does not know."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: finite(entry) for key, entry in value.items()}
+    return [finite(entry) for entry in value] if isinstance(value, list | tuple) else value
 
 
 def write_text(path: Path, text: str) -> None:
