@@ -25,7 +25,7 @@ from bptoolkit.runs.devices import prepare
 from bptoolkit.runs.environment import environment, provenance
 from bptoolkit.runs.fields import check_fields
 from bptoolkit.runs.figures import style
-from bptoolkit.runs.record import replacing, write_json
+from bptoolkit.runs.record import finite, replacing, write_json
 
 ROOT = Path(__file__).resolve().parent.parent
 STUDIES = ROOT / "experiments" / "studies"
@@ -85,7 +85,7 @@ def keep(name: str, study: ModuleType, config: Any, out: Path) -> tuple[Path, Pa
     """Measure, and write figures of both kinds: numbers as JSON, the picture as PNG."""
     around = environment({})
     began = time.perf_counter()
-    results = study.measure(config)
+    results = finite(study.measure(config))
     seconds = round(time.perf_counter() - began, 1)
     record = {"study": name, "question": study.QUESTION, "config": dataclasses.asdict(config)}
     out.mkdir(parents=True, exist_ok=True)

@@ -35,7 +35,7 @@ from bptoolkit.models.activations import sigmoid
 from bptoolkit.runs.fields import Count
 from bptoolkit.runs.figures.look import COLOURS
 from bptoolkit.types import Batch, Cell, Model
-from experiments.studies.canvas import canvas
+from experiments.studies.canvas import canvas, floats
 
 QUESTION = (
     "Does it matter to an associative memory by which route its gradient comes, and how near to ρ = 1 does it work?"
@@ -206,7 +206,7 @@ def draw(results: dict):
     }
     for axis, (name, title) in zip(axes.flat, titles.items(), strict=True):
         for i, row in enumerate(results["rows"]):
-            values = np.array(row["curves"][name]) * (100 if name == "wrong" else 1)
+            values = floats(row["curves"][name]) * (100 if name == "wrong" else 1)
             look = {"color": COLOURS[i % 7], "marker": "osD^vPX"[i % 7], "markersize": 4, "markevery": (i, 5)}
             axis.plot(results["updates"], np.median(values, axis=0), label=row["route"], **look)
             axis.fill_between(
@@ -215,7 +215,7 @@ def draw(results: dict):
         axis.set(xlabel="updates", ylabel=title, ylim=None if name == "gradient_error" else 0)
     axes[1, 0].set_ylim(0, 1)
     axes[1, 1].set(yscale="log", ylim=(1e-8, 2))  # `exact` differs from itself by 0, which is off the scale
-    query = 100 * np.mean(results["rows"][0]["curves"]["wrong_in_query"])
+    query = 100 * floats(results["rows"][0]["curves"]["wrong_in_query"]).mean()
     axes[0, 1].axhline(query, color="dimgrey", linewidth=0.8)
     axes[0, 1].text(results["updates"][-1], query, "in the question", ha="right", va="bottom", color="dimgrey")
     figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=5, frameon=False)

@@ -26,7 +26,7 @@ from bptoolkit.runs.fields import Count
 from bptoolkit.runs.figures.look import COLOURS
 from bptoolkit.runs.summary import interval
 from bptoolkit.types import Batch, Model
-from experiments.studies.canvas import canvas
+from experiments.studies.canvas import canvas, floats
 
 QUESTION = "How much of a pattern does a settled net recall from one half, against wrong bits and number of patterns?"
 
@@ -135,9 +135,9 @@ def draw(results: dict):
         rows = [row for row in results["rows"] if row["patterns"] == patterns]
         noise, look = [100 * row["noise"] for row in rows], {"color": COLOURS[i % 7], "marker": "osD^vPX"[i % 7]}
         for axis, name in ((left, "recall"), (right, "whole")):
-            mean, half = 100 * np.array([row[name] for row in rows]).T
+            mean, half = 100 * floats([row[name] for row in rows]).T
             axis.errorbar(noise, mean, half, capsize=3, markersize=4, label=f"{patterns} patterns", **look)
-        left.plot(noise, [100 * row["nearest"][0] for row in rows], ":", color=COLOURS[i % 7])
+        left.plot(noise, 100 * floats([row["nearest"][0] for row in rows]), ":", color=COLOURS[i % 7])
     left.axhline(50, color="dimgrey", linewidth=0.8)
     left.set(xlabel="wrong bits of the clamped half (%)", ylabel="missing bits recalled (%)", ylim=(45, 102))
     left.set_title("dotted: nearest stored half; grey: chance")

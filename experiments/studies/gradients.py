@@ -24,7 +24,7 @@ import numpy as np
 from bptoolkit import fixed_point as fp
 from bptoolkit.runs.fields import Count
 from bptoolkit.runs.figures.look import COLOURS
-from experiments.studies.canvas import canvas
+from experiments.studies.canvas import canvas, floats
 
 QUESTION = "How near to the true gradient does each adjoint come, for how many products with the Jacobian?"
 
@@ -141,11 +141,11 @@ def draw(results: dict):
         for i, name in enumerate(dict.fromkeys(row["adjoint"] for row in results["rows"])):
             rows = [row for row in results["rows"] if (row["adjoint"], row["radius"]) == (name, radius)]
             rows.sort(key=lambda row: row["products"])
-            cost, error = [row["products"] for row in rows], np.array([row["error"] for row in rows])
+            cost, error = [row["products"] for row in rows], floats([row["error"] for row in rows])
             look = {"color": COLOURS[i % 7], "marker": "osD^vPX<>*"[i % 10], "linestyle": ("-", "--")[i // 7]}
-            low, high = np.array([row["quartiles"] for row in rows]).T
+            low, high = floats([row["quartiles"] for row in rows]).T
             above.errorbar(cost, error, [error - low, high - error], elinewidth=0.8, label=name, **look)
-            below.plot(cost, [max(1 - row["cosine"], 1e-8) for row in rows], **look)
+            below.plot(cost, np.maximum(1 - floats([row["cosine"] for row in rows]), 1e-8), **look)
         above.set(title=f"ρ = {radius:g}", yscale="log")
         above.set_xscale("symlog", linthresh=1)
         below.set(xlabel="products with the Jacobian", yscale="log")

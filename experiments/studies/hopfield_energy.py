@@ -23,7 +23,7 @@ from bptoolkit.fixed_point.stability import symmetric
 from bptoolkit.runs.fields import Count
 from bptoolkit.runs.figures.look import COLOURS
 from bptoolkit.runs.proportion import wilson
-from experiments.studies.canvas import canvas
+from experiments.studies.canvas import canvas, floats
 
 QUESTION = "Does the energy of a Hopfield net ever rise while it settles, and how often does Picard fall into a cycle?"
 
@@ -97,7 +97,7 @@ def draw(results: dict):
     """Energy along the way in one net; share of nets in which it rose; how Picard ended."""
     figure, ((left, middle, right),) = canvas(1, 3, (13.0, 4.0))
     for i, (dt, energy) in enumerate(results["traces"].items()):
-        left.plot(energy[:40], color=COLOURS[i % 7], label=f"dt = {dt}")
+        left.plot(floats(energy[:40]), color=COLOURS[i % 7], label=f"dt = {dt}")
     left.set(xlabel="step", ylabel="E", title=f"one net, gain {results['shown']:g}")
     left.legend(frameon=False)
     gains = list(dict.fromkeys(row["gain"] for row in results["rows"]))

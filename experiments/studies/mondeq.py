@@ -30,7 +30,7 @@ from bptoolkit.runs.fields import Count
 from bptoolkit.runs.figures.look import COLOURS
 from bptoolkit.runs.summary import interval
 from bptoolkit.types import Batch, Dataset, Model, Rows
-from experiments.studies.canvas import canvas
+from experiments.studies.canvas import canvas, floats
 
 QUESTION = "Does a monotone equilibrium net reach its authors' accuracy on MNIST, and what does its settling cost?"
 PUBLISHED = {1: 94.43, 40: 98.1}  # test accuracy (%) after so many epochs
@@ -145,13 +145,13 @@ def draw(results: dict):
     """Test accuracy along training against the authors' figures; then the steps and products of the monotone net."""
     figure, ((left, right),) = canvas(1, 2, (10.0, 4.0))
     for i, row in enumerate(results["rows"]):
-        mean, half = 100 * np.array([interval(epoch) for epoch in np.array(row["curves"]["accuracy"]).T]).T
+        mean, half = 100 * np.array([interval(epoch) for epoch in floats(row["curves"]["accuracy"]).T]).T
         epochs, look = np.arange(1, len(mean) + 1), {"color": COLOURS[i], "marker": "os"[i % 2], "markersize": 3}
         left.plot(epochs, mean, label=f"{row['net']}, {row['parameters']} parameters", **look)
         left.fill_between(epochs, mean - half, mean + half, color=COLOURS[i], alpha=0.2, linewidth=0)
         for j, (name, label) in enumerate(COSTS.items()):
             if name in row["curves"]:
-                right.plot(epochs, np.mean(row["curves"][name], axis=0), color=COLOURS[j + 2], label=label)
+                right.plot(epochs, floats(row["curves"][name]).mean(axis=0), color=COLOURS[j + 2], label=label)
     for j, (epoch, accuracy) in enumerate(PUBLISHED.items()):
         left.plot(epoch, accuracy, "k*", markersize=9, label="published" if j == 0 else None)
     left.axhline(100 * results["goal"], color="dimgrey", linewidth=0.8)

@@ -56,6 +56,13 @@ TINY = {
         "krylov": 10,
     },
 }
+NULL = {  # what may have no number: an interval over one seed, a net that diverged
+    "completion": ("recall", "whole", "nearest"),
+    "gradients": ("error", "quartiles", "cosine"),
+    "hopfield_energy": ("traces",),
+    "mondeq": ("first", "last", "curves"),
+    "associative": ("curves",),
+}
 
 
 @pytest.fixture(scope="module")
@@ -101,6 +108,23 @@ def test_every_number_is_a_field_of_a_frozen_config(name, module):
     with pytest.raises(dataclasses.FrozenInstanceError):
         config.key = 1
     assert study.QUESTION.endswith("?")
+
+
+def without(results, names, within=False):
+    """The results with null for every number under these names."""
+    if isinstance(results, dict):
+        return {name: without(entry, names, within or name in names) for name, entry in results.items()}
+    if isinstance(results, list):
+        return [without(entry, names, within) for entry in results]
+    return None if within else results
+
+
+@pytest.mark.parametrize("name", [case for case in MEASURED if getattr(case, "values", [case])[0] in NULL])
+def test_what_has_no_number_can_be_drawn(name, module, measured, tmp_path):
+    kept = without(json.loads(json.dumps(measured(name))), NULL[name])
+    assert "null" in json.dumps(kept)
+    module(name).draw(kept).savefig(tmp_path / "figure.png")
+    assert (tmp_path / "figure.png").stat().st_size > 5_000
 
 
 def test_parity_rows_are_all_patterns_with_their_product(module):
@@ -372,3 +396,14 @@ def test_a_study_leaves_its_numbers_and_its_picture(command, tmp_path):
     assert record["results"]["rows"][0]["rises"] == 0
     assert set(record["made"]["packages"]) >= {"jax", "optax"}
     assert record["seconds"] > 0
+
+
+def test_one_seed_leaves_its_means_and_null_for_their_intervals(command, tmp_path):
+    flags = ["--bits", "4", "--hidden", "4", "--patterns", "2", "--noises", "0", "--updates", "2", "--draws", "2"]
+    ran = command("completion", *flags, "--seeds", "1", "--out", tmp_path, cwd=tmp_path)
+    assert ran.returncode == 0, ran.stderr
+    (row,) = json.loads((tmp_path / "completion.json").read_text("utf-8"))["results"]["rows"]
+    mean, half = row["recall"]
+    assert 0 <= mean <= 1
+    assert half is None
+    assert (tmp_path / "completion.png").stat().st_size > 5_000
