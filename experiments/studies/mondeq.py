@@ -97,7 +97,8 @@ def learn(config: Config, model: Model, images: Dataset) -> dict[str, np.ndarray
             return read(config, images, Rows(rows.x[place], rows.y[place]))
 
         end, curves = train(learner, optimizer, draw, progress, key, steps)
-        means = {name: jnp.mean(values) for name, values in curves._asdict().items()}
+        had = curves._asdict() if model.cell else {"loss": curves.loss}  # all else is of settling
+        means = {name: jnp.mean(values) for name, values in had.items()}
         return end, means | assess(model, end.params, read(config, images, tests))
 
     def one(key) -> list[dict]:
@@ -110,8 +111,7 @@ def learn(config: Config, model: Model, images: Dataset) -> dict[str, np.ndarray
         return told
 
     told = [one(key) for key in jax.random.split(jax.random.key(config.key), config.seeds)]
-    curves = {name: np.array([[float(report[name]) for report in seed] for seed in told]) for name in told[0][0]}
-    return {name: values for name, values in curves.items() if not np.isnan(values).all()}
+    return {name: np.array([[float(report[name]) for report in seed] for seed in told]) for name in told[0][0]}
 
 
 def read(config: Config, images: Dataset, rows: Rows) -> Batch:

@@ -15,6 +15,7 @@ import pytest
 
 from bptoolkit import data, models
 from bptoolkit import fixed_point as fp
+from bptoolkit.types import Dataset, Rows
 
 ROOT = Path(__file__).parents[2]
 STUDIES = (ROOT / "experiments" / "studies").glob("*.py")
@@ -275,6 +276,17 @@ def test_nets_on_mnist_are_of_one_size(measured):
     """A hidden unit of the static net has 784 + 10 weights and a bias: the nearest number of them is half that off."""
     monotone, static = measured("mondeq")["rows"]
     assert abs(monotone["parameters"] - static["parameters"]) <= 795 / 2
+
+
+def test_a_net_that_diverged_keeps_its_loss(module, key):
+    """Pixels overflow when divided by 1e-310; a static net lacks what tells of settling, not what is NaN."""
+    study = module("mondeq")
+    rows = Rows(jax.random.randint(key, (8, 28, 28), 0, 256).astype(jnp.uint8), jnp.arange(8, dtype=jnp.int32))
+    config = study.Config(batch=4, epochs=1, seeds=1, deviation=1e-310)
+    with jax.numpy_dtype_promotion("standard"):  # optax.adam needs it
+        curves = study.learn(config, models.mlp(784, 2, 10), Dataset(rows, rows, classes=10, scale=255))
+    assert set(curves) == {"loss", "accuracy"}
+    assert np.isnan(curves["loss"]).all()
 
 
 @pytest.mark.mnist
