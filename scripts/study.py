@@ -10,6 +10,7 @@ import dataclasses
 import difflib
 import importlib
 import sys
+import tempfile
 import time
 from pathlib import Path
 from types import ModuleType
@@ -81,15 +82,26 @@ def parse(name: str, study: ModuleType, arguments: list[str]) -> tuple[Any, Path
     return given.config, given.out
 
 
+def ready(out: Path) -> Path:
+    """The folder of the results, made and found to take files: before they are measured, not after."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=out):
+            return out
+    except OSError as error:
+        raise runs.RunError(
+            f"--out must be a folder for new files, {out} cannot be one ({error.strerror}). Name another."
+        ) from error
+
+
 def keep(name: str, study: ModuleType, config: Any, out: Path) -> tuple[Path, Path]:
-    """Measure, and write figures of both kinds: numbers as JSON, the picture as PNG."""
+    """Measure, and write figures of both kinds: numbers as JSON, null where one is not defined; the picture as PNG."""
+    numbers, picture = (ready(out) / f"{name}.{kind}" for kind in ("json", "png"))
     around = environment({})
     began = time.perf_counter()
     results = finite(study.measure(config))
     seconds = round(time.perf_counter() - began, 1)
     record = {"study": name, "question": study.QUESTION, "config": dataclasses.asdict(config)}
-    out.mkdir(parents=True, exist_ok=True)
-    numbers, picture = out / f"{name}.json", out / f"{name}.png"
     write_json(numbers, record | {"seconds": seconds, "made": provenance(around), "results": results})
     with style(), replacing(picture) as part:
         study.draw(results).savefig(part, format="png", dpi=150)

@@ -10,7 +10,7 @@ import pytest
 from tests.malformed.conftest import load
 
 MODULE = importlib.import_module("experiments.split_digits")
-RUN, SWEEP = load("run"), load("sweep")
+RUN, SWEEP, STUDY = load("run"), load("sweep"), load("study")
 WORDS = ["", "x", "1e", "None5"]
 BAD = {
     int: ["-1", "0", "2.5", "nan", "99999999999999999999", "x", ""],
@@ -111,3 +111,23 @@ def test_a_good_command_line_is_not_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(RUN.runs, "carry_out", lambda *arguments, **options: (_ for _ in ()).throw(went_on))
     with pytest.raises(RuntimeError, match="went on"):
         RUN.main(["split_digits", "--steps", "2", "--quiet"])
+
+
+@pytest.fixture
+def unmeasured(tmp_path, monkeypatch):
+    """No study measures anything: it says that it would."""
+
+    def measure(config):
+        raise RuntimeError("went on to measure")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "200")
+    for name in STUDY.questions():
+        monkeypatch.setattr(importlib.import_module(f"experiments.studies.{name}"), "measure", measure)
+
+
+@pytest.mark.usefixtures("unmeasured")
+@pytest.mark.parametrize("out", ["file", "file/below"])
+def test_results_that_have_no_place_are_not_measured(out, refused, tmp_path):
+    (tmp_path / "file").touch()
+    assert f"--out must be a folder for new files, {out} cannot be one" in refused(STUDY.main, ["parity", "--out", out])
