@@ -1,7 +1,7 @@
 """The fields of an experiment's Config, checked against their own annotations: types, choices, ranges.
 
 A Config comes from flags, from config.json or from Python; all three are held to the same.  A range is written where
-the field is: `rate: Annotated[float, Range(0)] = 1e-3`.
+the field is: `rate: Annotated[float, Range(0)] = 1e-3`; and so is that a list must not be empty: `rates: Some[Amount]`.
 """
 
 import dataclasses
@@ -9,22 +9,28 @@ import math
 import typing
 from pathlib import Path
 from types import UnionType
-from typing import Annotated, Any, NamedTuple, TypeAlias
+from typing import Annotated, Any, NamedTuple, TypeAlias, TypeVar
 
-__all__ = ["Amount", "Count", "Range", "check_fields"]
+__all__ = ["Amount", "Count", "Positive", "Range", "Share", "Some", "check_fields"]
 
+T = TypeVar("T")
+NOT_EMPTY = "not empty"  # of a tuple
 MOST = 2**31 - 1  # of what is counted: it must fit an int32
 
 
 class Range(NamedTuple):
-    """Least and greatest value of a number; a whole number is at most `MOST` in any case."""
+    """Least and greatest value of a number, or what it must exceed; a whole number is at most `MOST` in any case."""
 
     least: float = -math.inf
     most: float = math.inf
+    above: float = -math.inf
 
 
 Count: TypeAlias = Annotated[int, Range(1)]
 Amount: TypeAlias = Annotated[float, Range(0)]
+Positive: TypeAlias = Annotated[float, Range(above=0)]
+Share: TypeAlias = Annotated[float, Range(0, 1)]
+Some: TypeAlias = Annotated[tuple[T, ...], NOT_EMPTY]
 
 
 def check_fields(config: Any) -> None:
@@ -42,6 +48,8 @@ def _check(name: str, value: Any, kind: Any, range: Range) -> None:
     """One value against one annotation; tuples entry by entry."""
     origin, parts = typing.get_origin(kind), typing.get_args(kind)
     if origin is typing.Annotated:
+        if NOT_EMPTY in parts[1:] and value == ():
+            raise ValueError(f"{name} must have at least one value, got none. Leave it out for its default.")
         stated = [extra for extra in parts[1:] if isinstance(extra, Range)]
         _check(name, value, parts[0], stated[0] if stated else range)
     elif origin in (typing.Union, UnionType):
@@ -66,8 +74,9 @@ def _check_number(name: str, value: Any, kind: type, range: Range) -> None:
     noun = "a whole number" if kind is int else "a finite number"
     if isinstance(value, bool) or not isinstance(value, int if kind is int else int | float):
         raise ValueError(f"{name} must be {noun}, got {value!r}.")
-    floor = "" if least == -math.inf else f" of at least {least:g}"
-    if not (math.isfinite(value) and value >= least):
+    stated = ((" above", range.above), (" of at least", least))
+    floor = next((f"{words} {bound:g}" for words, bound in stated if bound > -math.inf), "")
+    if not (math.isfinite(value) and value >= least and value > range.above):
         raise ValueError(f"{name} must be {noun}{floor}, got {value}.")
     if value > most:
         raise ValueError(f"{name} must be {noun} of at most {most:.10g}, got {value}.")
