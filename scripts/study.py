@@ -69,7 +69,7 @@ def load(name: str, known: dict[str, str]) -> ModuleType:
 
 
 def parse(name: str, study: ModuleType, arguments: list[str]) -> tuple[Any, Path]:
-    """The study's own fields, and where its results go, from flags."""
+    """The study's own fields, held to their ranges and to the study's `check` if it has one, and where results go."""
     flags = dataclasses.make_dataclass(
         "Flags",
         [
@@ -79,6 +79,8 @@ def parse(name: str, study: ModuleType, arguments: list[str]) -> tuple[Any, Path
     )
     given = tyro.cli(flags, prog=f"study.py {name}", description=study.QUESTION, args=arguments)
     check_fields(given.config)
+    if hasattr(study, "check"):
+        study.check(given.config)
     return given.config, given.out
 
 

@@ -20,6 +20,7 @@ Reference: Liao et al. (2018), ICML, "Reviving and improving recurrent back-prop
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import Annotated
 
 import jax
 import jax.numpy as jnp
@@ -32,7 +33,7 @@ from bptoolkit.fixed_point.sizes import norm
 from bptoolkit.fixed_point.stability import symmetric
 from bptoolkit.learning.fit import Progress, train
 from bptoolkit.models.activations import sigmoid
-from bptoolkit.runs.fields import Count
+from bptoolkit.runs.fields import Amount, Count, Range, Share
 from bptoolkit.runs.figures.look import COLOURS
 from bptoolkit.types import Batch, Cell, Model
 from experiments.studies.canvas import canvas, floats
@@ -48,18 +49,27 @@ class Config:
 
     hidden: Count = 256
     slope: float = 0.5  # b
-    scale: float = 1e-3  # deviation of w at the start
+    scale: Amount = 1e-3  # deviation of w at the start
     settle_steps: Count = 50
-    tolerance: float = 1e-5  # relative error at which a relaxation ends, forward and backward
+    tolerance: Amount = 1e-5  # relative error at which a relaxation ends, forward and backward
     truncate: Count = 20  # backward steps
-    rate: float = 1e-3  # of Adam, at the start
+    rate: Amount = 1e-3  # of Adam, at the start
     updates: Count = 1000
     looks: Count = 20  # at ρ and at recall, beside the one before the first update
-    corrupted: float = 0.5  # share of on-pixels that is switched off
+    corrupted: Share = 0.5  # share of on-pixels that is switched off
     draws: Count = 5  # of corrupted pixels, for each image
     seeds: Count = 3
     krylov: Count = 40  # vectors from which ρ is estimated
-    key: int = 0
+    key: Annotated[int, Range(0)] = 0
+
+
+def check(config: Config) -> None:
+    """Raise unless there are as many updates before each look."""
+    if config.updates % config.looks:
+        raise ValueError(
+            f"updates must be a multiple of the {config.looks} looks, for as many before each; got {config.updates}. "
+            f"Take --updates {config.updates + -config.updates % config.looks}, or other --looks."
+        )
 
 
 def measure(config: Config = Config()) -> dict:

@@ -13,6 +13,7 @@ Reference: Almeida (1987), IEEE ICNN, section on associative memory; Pineda (198
 
 from dataclasses import dataclass
 from functools import partial
+from typing import Annotated
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +23,7 @@ import optax
 from bptoolkit import fixed_point as fp
 from bptoolkit import learning, models
 from bptoolkit.learning.fit import Progress, train
-from bptoolkit.runs.fields import Count
+from bptoolkit.runs.fields import Amount, Count, Positive, Range, Share, Some
 from bptoolkit.runs.figures.look import COLOURS
 from bptoolkit.runs.summary import interval
 from bptoolkit.types import Batch, Model
@@ -38,19 +39,25 @@ class Config:
     bits: Count = 32  # N, even
     hidden: Count = 64
     symmetric: bool = True  # W = Wᵀ without self-connections
-    patterns: tuple[Count, ...] = (8, 16, 32, 64)
-    noises: tuple[float, ...] = (0.0, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5)  # probability that a clamped bit is wrong
-    training_noise: float = 0.1
+    patterns: Some[Count] = (8, 16, 32, 64)
+    noises: Some[Share] = (0.0, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5)  # probability that a clamped bit is wrong
+    training_noise: Share = 0.1
     seeds: Count = 5
     updates: Count = 600
-    rate: float = 3e-3  # of Adam
-    clip: float = 0.1  # largest norm of a gradient: it is infinite where a fixed point is about to vanish
-    gain: float = 0.5  # Lipschitz constant of the step at the start
-    dt: float = 0.5  # of the relaxation
-    tolerance: float = 1e-3  # relative error at which a relaxation ends
+    rate: Amount = 3e-3  # of Adam
+    clip: Positive = 0.1  # largest norm of a gradient: it is infinite where a fixed point is about to vanish
+    gain: Positive = 0.5  # Lipschitz constant of the step at the start
+    dt: Positive = 0.5  # of the relaxation
+    tolerance: Amount = 1e-3  # relative error at which a relaxation ends
     settle_steps: Count = 200  # allowed to it
     draws: Count = 20  # of wrong bits, for each pattern and noise
-    key: int = 0
+    key: Annotated[int, Range(0)] = 0
+
+
+def check(config: Config) -> None:
+    """Raise unless a pattern has two halves."""
+    if config.bits % 2:
+        raise ValueError(f"bits must be even, for a pattern to have two halves; got {config.bits}. Add or drop one.")
 
 
 def measure(config: Config = Config()) -> dict:

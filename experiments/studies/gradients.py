@@ -16,39 +16,63 @@ Time:   `unrolled` makes K steps from there, whose end is not z*, and goes back 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from typing import Annotated, Literal, TypeAlias, get_args
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from bptoolkit import fixed_point as fp
-from bptoolkit.runs.fields import Count
+from bptoolkit.runs.fields import Amount, Count, Range, Some
 from bptoolkit.runs.figures.look import COLOURS
 from experiments.studies.canvas import canvas, floats
 
 QUESTION = "How near to the true gradient does each adjoint come, for how many products with the Jacobian?"
 
+# Names of `bptoolkit.fixed_point`, and two ways through time, by what they take.
+Tolerant: TypeAlias = Literal["almeida_pineda", "gmres", "bicgstab", "cg_normal", "exact"]  # a `stop`
+Series: TypeAlias = Literal["neumann", "phantom"]  # a number of terms or steps
+Refined: TypeAlias = Literal["shine"]  # a number of refinements
+Plain: TypeAlias = Literal["one_step", "dense"]  # nothing
+ThroughTime: TypeAlias = Literal["unrolled", "truncated"]  # a number of steps: `terms`
+
 
 @dataclass(frozen=True)
 class Config:
-    """Every field is a flag of `scripts/study.py`.  The names are those of `bptoolkit.fixed_point`."""
+    """Every field is a flag of `scripts/study.py`."""
 
     units: Count = 64
-    radii: tuple[float, ...] = (0.9, 0.99)  # ρ(J)
+    radii: Some[Amount] = (0.9, 0.99)  # ρ(J)
     seeds: Count = 30  # nets
-    tolerant: tuple[str, ...] = ("almeida_pineda", "gmres", "bicgstab", "cg_normal", "exact")  # take a `stop`
-    tolerances: tuple[float, ...] = (0.3, 0.1, 1e-2, 1e-3, 1e-4, 1e-5)  # for them
-    series: tuple[str, ...] = ("neumann", "phantom")  # take a number of terms or steps
-    terms: tuple[int, ...] = (1, 5, 10, 20, 50, 100, 200)  # for them
-    refined: tuple[str, ...] = ("shine",)  # take a number of refinements
-    refinements: tuple[int, ...] = (0, 1, 2, 5, 10, 20)  # for them
-    plain: tuple[str, ...] = ("one_step", "dense")  # take nothing
-    through_time: tuple[str, ...] = ("unrolled", "truncated")  # take a number of steps: `terms`
-    settled: int = 500  # steps before those of `truncated`
+    tolerant: tuple[Tolerant, ...] = get_args(Tolerant)
+    tolerances: Some[Amount] = (0.3, 0.1, 1e-2, 1e-3, 1e-4, 1e-5)  # for them
+    series: tuple[Series, ...] = get_args(Series)
+    terms: Some[Count] = (1, 5, 10, 20, 50, 100, 200)  # for them, and for those through time
+    refined: tuple[Refined, ...] = get_args(Refined)
+    refinements: Some[Annotated[int, Range(0)]] = (0, 1, 2, 5, 10, 20)  # for them
+    plain: tuple[Plain, ...] = get_args(Plain)
+    through_time: tuple[ThroughTime, ...] = get_args(ThroughTime)
+    settled: Count = 500  # steps before those of `truncated`
     max_steps: Count = 2000  # allowed to those with a tolerance
     memory: Count = 40  # of Broyden
-    away: float = 0.1  # distance per unit from which Broyden starts
-    key: int = 0
+    away: Amount = 0.1  # distance per unit from which Broyden starts
+    key: Annotated[int, Range(0)] = 0
+
+
+def check(config: Config) -> None:
+    """Raise unless there is a gradient, a way to it, and as many settled steps as are gone back through."""
+    if 1 in config.radii:
+        raise ValueError("radii must not be 1, where I − J may be singular; got 1. Take, for example, 0.999.")
+    families = ("tolerant", "series", "refined", "plain", "through_time")
+    if not any(getattr(config, family) for family in families):
+        raise ValueError(
+            f"{', '.join(families)} must name at least one adjoint, got none. Name one, say --plain dense."
+        )
+    if "truncated" in config.through_time and max(config.terms) > config.settled:
+        raise ValueError(
+            f"terms must be at most the {config.settled} settled steps that truncated goes back through, "
+            f"got {max(config.terms)}. Take fewer, a larger --settled, or --through-time unrolled."
+        )
 
 
 def measure(config: Config = Config()) -> dict:
@@ -86,8 +110,8 @@ def menu(config: Config) -> Iterator[tuple[str, float | None, Callable]]:
     yield from ((name, None, by(getattr(fp, name)())) for name in config.plain)
     for name in config.through_time:
         for number in config.terms:
-            steps = {"unrolled": fp.unrolled(number), "truncated": fp.unrolled(config.settled, truncate=number)}
-            yield name, number, partial(gradient_through, steps[name], number)
+            relax = fp.unrolled(number) if name == "unrolled" else fp.unrolled(config.settled, truncate=number)
+            yield name, number, partial(gradient_through, relax, number)
 
 
 def weighted(net):

@@ -11,6 +11,7 @@ Reference: Hopfield (1984), PNAS 81; Fogelman Soulié, Mejia, Goles & Martinez (
 """
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +21,7 @@ from jax import lax
 from bptoolkit import fixed_point as fp
 from bptoolkit import models
 from bptoolkit.fixed_point.stability import symmetric
-from bptoolkit.runs.fields import Count
+from bptoolkit.runs.fields import Count, Positive, Range, Some
 from bptoolkit.runs.figures.look import COLOURS
 from bptoolkit.runs.proportion import wilson
 from experiments.studies.canvas import canvas, floats
@@ -34,13 +35,20 @@ class Config:
 
     inputs: Count = 8
     units: Count = 64
-    gains: tuple[float, ...] = (0.5, 1.0, 1.5, 2.0, 3.0, 5.0)  # largest |λ(W)|
-    dts: tuple[float, ...] = (0.1, 0.25, 0.5, 0.75, 0.9, 1.0)
+    gains: Some[Positive] = (0.5, 1.0, 1.5, 2.0, 3.0, 5.0)  # largest |λ(W)|
+    dts: Some[Positive] = (0.1, 0.25, 0.5, 0.75, 0.9, 1.0)
     seeds: Count = 200  # nets, each with one input and one start, both random
-    steps: Count = 100  # along which the energy is followed
+    steps: Annotated[int, Range(2)] = 100  # along which the energy is followed
     max_steps: Count = 2000  # allowed until a settling counts as MAX_STEPS
-    shown: float = 3.0  # the gain whose traces are drawn
-    key: int = 0
+    shown: Positive = 3.0  # the gain whose traces are drawn
+    key: Annotated[int, Range(0)] = 0
+
+
+def check(config: Config) -> None:
+    """Raise unless there is a net to draw."""
+    if config.shown not in config.gains:
+        gains = ", ".join(f"{gain:g}" for gain in config.gains)
+        raise ValueError(f"shown must be one of the gains {gains}; got {config.shown:g}. Name one with --shown.")
 
 
 def measure(config: Config = Config()) -> dict:

@@ -17,6 +17,7 @@ Reference: Simard, Ottaway & Ballard (1989), "Fixed point analysis for recurrent
 
 from dataclasses import dataclass
 from functools import partial
+from typing import Annotated
 
 import jax
 import jax.numpy as jnp
@@ -26,7 +27,7 @@ import optax
 from bptoolkit import fixed_point as fp
 from bptoolkit import learning, models
 from bptoolkit.learning.fit import Progress, train
-from bptoolkit.runs.fields import Count
+from bptoolkit.runs.fields import Amount, Count, Positive, Range, Some
 from bptoolkit.runs.figures.look import COLOURS
 from bptoolkit.runs.proportion import wilson
 from bptoolkit.types import Batch, Model
@@ -47,15 +48,15 @@ class Config:
 
     bits: Count = 2
     units: Count = 4  # of the recurrent net
-    rates: tuple[float, ...] = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)  # of plain gradient descent
+    rates: Some[Positive] = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)  # of plain gradient descent
     seeds: Count = 30
     looks: Count = 30  # at the eigenvalues, beside the one before the first update
     updates: Count = 50  # between two looks
-    gain: float = 0.5  # Lipschitz constant of the step at the start
-    dt: float = 0.5  # of the relaxation
+    gain: Positive = 0.5  # Lipschitz constant of the step at the start
+    dt: Positive = 0.5  # of the relaxation
     settle_steps: Count = 400  # allowed to a relaxation
-    tolerance: float = 1e-3  # relative error at which it ends
-    key: int = 0
+    tolerance: Amount = 1e-3  # relative error at which it ends
+    key: Annotated[int, Range(0)] = 0
 
 
 def measure(config: Config = Config()) -> dict:

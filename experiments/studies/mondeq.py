@@ -14,6 +14,7 @@ Reference: Winston & Kolter (2020), NeurIPS, "Monotone operator equilibrium netw
 
 from dataclasses import dataclass
 from functools import partial
+from typing import Annotated
 
 import jax
 import jax.numpy as jnp
@@ -26,13 +27,14 @@ from bptoolkit.learning import rows_of
 from bptoolkit.learning.fit import Progress, train
 from bptoolkit.learning.losses import correct
 from bptoolkit.learning.sampling import positions
-from bptoolkit.runs.fields import Count
+from bptoolkit.runs.fields import Amount, Count, Positive, Range, Share
 from bptoolkit.runs.figures.look import COLOURS
 from bptoolkit.runs.summary import interval
 from bptoolkit.types import Batch, Dataset, Model, Rows
 from experiments.studies.canvas import canvas, floats
 
 QUESTION = "Does a monotone equilibrium net reach its authors' accuracy on MNIST, and what does its settling cost?"
+ROWS = 60_000  # of the training set
 PUBLISHED = {1: 94.43, 40: 98.1}  # test accuracy (%) after so many epochs
 COSTS = {"settling_steps": "forward: steps of Peaceman–Rachford", "backward_steps": "backward: products with Jᵀ"}
 
@@ -42,20 +44,27 @@ class Config:
     """Every field is a flag of `scripts/study.py`."""
 
     units: Count = 87
-    monotone: float = 1.0  # m
-    tolerance: float = 1e-2  # relative error at which a relaxation ends, forward and backward
+    monotone: Positive = 1.0  # m
+    tolerance: Amount = 1e-2  # relative error at which a relaxation ends, forward and backward
     settle_steps: Count = 300  # allowed to it
     batch: Count = 128
-    rate: float = 1e-3  # of Adam
-    decay: float = 0.1  # of the rate, every
+    rate: Amount = 1e-3  # of Adam
+    decay: Positive = 0.1  # of the rate, every
     decay_epochs: Count = 10
     epochs: Count = 40
     seeds: Count = 5
-    goal: float = 0.98  # accuracy whose epoch is told
+    goal: Share = 0.98  # accuracy whose epoch is told
     mean: float = 0.1307  # of the pixels, in 0 … 1
-    deviation: float = 0.3081
+    deviation: Positive = 0.3081
     limit: Count | None = None  # images, the first ones of training and test set; all if None
-    key: int = 0
+    key: Annotated[int, Range(0)] = 0
+
+
+def check(config: Config) -> None:
+    """Raise unless an epoch has at least one update."""
+    rows = min(config.limit or ROWS, ROWS)
+    if config.batch > rows:
+        raise ValueError(f"batch must be at most the {rows} training images, got {config.batch}. Take --batch {rows}.")
 
 
 def measure(config: Config = Config()) -> dict:

@@ -12,6 +12,7 @@ Reference: Rumelhart, Hinton & Williams (1986), Nature 323; Pineda (1987), Physi
 
 from dataclasses import dataclass
 from itertools import product
+from typing import Annotated
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +22,7 @@ import optax
 from bptoolkit import fixed_point as fp
 from bptoolkit import learning, models
 from bptoolkit.learning.fit import Progress, train
-from bptoolkit.runs.fields import Count
+from bptoolkit.runs.fields import Amount, Count, Positive, Range, Some
 from bptoolkit.runs.figures.look import COLOURS
 from bptoolkit.runs.proportion import wilson
 from bptoolkit.types import Batch, Model
@@ -34,17 +35,26 @@ QUESTION = "How often does a settled net learn parity, by Almeida–Pineda or by
 class Config:
     """Every field is a flag of `scripts/study.py`."""
 
-    bits: tuple[Count, ...] = (2, 4)
-    units: tuple[Count, ...] = (3, 6)  # of the recurrent net, one number for each of `bits`
+    bits: Some[Count] = (2, 4)
+    units: Some[Count] = (3, 6)  # of the recurrent net, one number for each of `bits`
     seeds: Count = 100
     updates: Count = 1000
-    rate: float = 0.02  # of Adam
-    gain: float = 0.5  # Lipschitz constant of the recurrent net's step at the start
-    dt: float = 0.5  # of the relaxation
+    rate: Amount = 0.02  # of Adam
+    gain: Positive = 0.5  # Lipschitz constant of the recurrent net's step at the start
+    dt: Positive = 0.5  # of the relaxation
     settle_steps: Count = 40  # allowed to a relaxation, and unrolled by BPTT
-    tolerance: float = 1e-4  # relative error at which a relaxation ends
-    margin: float = 0.5  # between an output and its target, at most, in a solved task
-    key: int = 0
+    tolerance: Amount = 1e-4  # relative error at which a relaxation ends
+    margin: Annotated[float, Range(above=0, most=1)] = 0.5  # from an output to its target, at most, in a solved task
+    key: Annotated[int, Range(0)] = 0
+
+
+def check(config: Config) -> None:
+    """Raise unless each parity has its net."""
+    if len(config.bits) != len(config.units):
+        raise ValueError(
+            f"units must be one number for each of the {len(config.bits)} bits, got {len(config.units)}. "
+            "Name as many, for example --bits 2 4 --units 3 6."
+        )
 
 
 def measure(config: Config = Config()) -> dict:

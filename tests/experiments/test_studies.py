@@ -15,6 +15,7 @@ import pytest
 
 from bptoolkit import data, models
 from bptoolkit import fixed_point as fp
+from bptoolkit.runs.fields import check_fields
 from bptoolkit.types import Dataset, Rows
 
 ROOT = Path(__file__).parents[2]
@@ -57,6 +58,7 @@ TINY = {
         "krylov": 10,
     },
 }
+ANY = ("slope", "mean")  # numbers that may be negative
 NULL = {  # what may have no number: an interval over one seed, a net that diverged
     "completion": ("recall", "whole", "nearest"),
     "gradients": ("error", "quartiles", "cosine"),
@@ -126,6 +128,18 @@ def test_what_has_no_number_can_be_drawn(name, module, measured, tmp_path):
     assert "null" in json.dumps(kept)
     module(name).draw(kept).savefig(tmp_path / "figure.png")
     assert (tmp_path / "figure.png").stat().st_size > 5_000
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_number_is_held_to_a_range(name, module):
+    """-1 is out of it for all but a few, which may be anything."""
+    config = module(name).Config()
+    check_fields(config)
+    for field, value in dataclasses.asdict(config).items():
+        wrong = (-1,) if isinstance(value, tuple) else -1
+        if field not in ANY:
+            with pytest.raises(ValueError, match=f"^{field} must be "):
+                check_fields(dataclasses.replace(config, **{field: wrong}))
 
 
 def test_parity_rows_are_all_patterns_with_their_product(module):

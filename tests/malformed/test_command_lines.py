@@ -1,4 +1,4 @@
-"""Malformed command lines: every flag of an experiment with values that it cannot have, in one process."""
+"""Malformed command lines: flags of experiments and studies with values that they cannot have, in one process."""
 
 import dataclasses
 import importlib
@@ -57,6 +57,42 @@ SAID_BY_SWEEP = {
     "split_digits --over rate 1 --validate 6": "tasks must be in 1 … 5, those of the stream",
     "split_digits --over rate 1 --validate 0": "validate must be",
 }
+SAID_BY_STUDY = {
+    "partiy": "Nearest: parity",
+    "parity --bits 2 4 --units 3": "units must be one number for each of the 2 bits, got 1",
+    "parity --bits --units": "bits must have at least one value, got none",
+    "parity --margin -5": "margin must be a finite number above 0, got -5",
+    "parity --margin 1.1": "margin must be a finite number of at most 1, got 1.1",
+    "parity --dt 0": "dt must be a finite number above 0, got 0",
+    "learning_rate --rates": "rates must have at least one value, got none",
+    "learning_rate --rates 0.1 0": "rates must be a finite number above 0, got 0",
+    "completion --bits 5": "bits must be even, for a pattern to have two halves; got 5",
+    "completion --bits 1": "bits must be even, for a pattern to have two halves; got 1",
+    "completion --noises 0 1.5": "noises must be a finite number of at most 1, got 1.5",
+    "completion --training-noise -0.1": "training_noise must be a finite number of at least 0, got -0.1",
+    "completion --patterns": "patterns must have at least one value, got none",
+    "hopfield_energy --gains": "gains must have at least one value, got none",
+    "hopfield_energy --gains 0.5": "shown must be one of the gains 0.5; got 3",
+    "hopfield_energy --steps 1": "steps must be a whole number of at least 2, got 1",
+    "gradients --tolerant foo": "almeida_pineda",
+    "gradients --tolerant dense": "almeida_pineda",
+    "gradients --terms": "terms must have at least one value, got none",
+    "gradients --terms 1 501": "terms must be at most the 500 settled steps that truncated goes back through, got 501",
+    "gradients --radii 1": "radii must not be 1",
+    "gradients --tolerant --series --refined --plain --through-time": "must name at least one adjoint, got none",
+    "mondeq --limit 50 --batch 100": "batch must be at most the 50 training images, got 100",
+    "mondeq --batch 60001": "batch must be at most the 60000 training images, got 60001",
+    "associative --updates 2 --looks 5": "updates must be a multiple of the 5 looks, for as many before each; got 2",
+    "associative --updates 3 --looks 2": "updates must be a multiple of the 2 looks, for as many before each; got 3",
+}
+GOOD_STUDIES = [
+    "parity --bits 2 4 --units 3 6 --margin 1",
+    "completion --bits 2 --noises 0 1",
+    "hopfield_energy --gains 0.5 --shown 0.5",
+    "gradients --tolerant --plain dense --terms 500",
+    "mondeq --limit 50 --batch 50",
+    "associative --updates 4 --looks 2",
+]
 
 
 def kind_of(annotation) -> type | None:
@@ -124,6 +160,19 @@ def unmeasured(tmp_path, monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
     for name in STUDY.questions():
         monkeypatch.setattr(importlib.import_module(f"experiments.studies.{name}"), "measure", measure)
+
+
+@pytest.mark.usefixtures("unmeasured")
+@pytest.mark.parametrize("line", SAID_BY_STUDY)
+def test_it_is_said_what_is_wrong_with_a_study_before_it_is_measured(line, refused):
+    assert SAID_BY_STUDY[line] in refused(STUDY.main, [*line.split(), "--out", "kept"])
+
+
+@pytest.mark.usefixtures("unmeasured")
+@pytest.mark.parametrize("line", GOOD_STUDIES)
+def test_a_good_study_is_not_refused(line):
+    with pytest.raises(RuntimeError, match="went on"):
+        STUDY.main([*line.split(), "--out", "kept"])
 
 
 @pytest.mark.usefixtures("unmeasured")
