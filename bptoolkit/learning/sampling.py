@@ -45,8 +45,8 @@ def positions(
 def shuffled(key: Key, place: Int[Array, "b"], count: Int[Array, ""]) -> Int[Array, "b"]:
     """The images of places in [0, count) under a bijection of [0, count) that depends on the key.
 
-    Few rows do not come in all orders equally often: over 100,000 keys a row of 5 stood in a place up to 7 % more or less
-    often than in one of five, of 7 to 10 rows up to 4 %; of 12 and more no difference was seen.
+    Few rows do not come in all orders equally often: over 100,000 keys a row of 5 stood in a place up to 7 % more or
+    less often than in one of five, a row of 7 to 10 up to 4 %; of 12 and more no difference was seen.
 
     Reference: Black & Rogaway (2002), CT-RSA, "Ciphers with arbitrary finite domains".
     """
