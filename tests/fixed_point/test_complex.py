@@ -97,7 +97,7 @@ def test_forward_mode_batches_and_trees_of_real_and_complex_leaves():
         return {"z": args * z["z"] / 2 + 1, "r": jnp.abs(z["z"]) + z["r"] / 3}
 
     start = {"z": jnp.zeros(3, complex), "r": jnp.zeros(3)}
-    settled = jax.vmap(lambda a: implicit(picard(), stop=TIGHT)(both, a, start).value["r"])
+    settled = jax.jit(jax.vmap(lambda a: implicit(picard(), stop=TIGHT)(both, a, start).value["r"]))
     a = numbers(3, 2, 3) / 2
     direct = lambda a: 1.5 * jnp.abs(1 / (1 - a / 2))
     chex.assert_trees_all_close(settled(a), direct(a), atol=1e-10)

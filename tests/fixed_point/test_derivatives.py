@@ -28,7 +28,11 @@ def settle(relax):
     return jax.jit(lambda gain, current: relax(f, (gain, current), jnp.zeros(UNITS)).value)
 
 
-@pytest.mark.parametrize("name", ADJOINTS)
+# One inner solver of each kind: without memory, with a history, with an inverse of its own.
+KINDS = [n for n in ADJOINTS if not n.startswith("almeida") or n.endswith(("(picard)", "(anderson)", "(broyden)"))]
+
+
+@pytest.mark.parametrize("name", KINDS)
 def test_differences_agree_to_second_order_forward_and_backward(name):
     """Central differences over steps of 1e-4 are good to 1e-8 of the third derivatives, and 1e-12/1e-4 of the solve."""
     settled = settle(implicit(picard(), ADJOINTS[name], TIGHT))
