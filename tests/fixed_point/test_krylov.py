@@ -158,6 +158,16 @@ def test_the_size_of_g_does_not_matter(name, dtype, scale):
 
 
 @pytest.mark.parametrize("name", METHODS)
+def test_an_absolute_tolerance_is_in_the_units_of_g(name):
+    """λ(c g) to within c ε is c times λ(g) to within ε, after as many products; a power of two rounds nothing."""
+    a, g, _ = system(0.9)
+    method = lambda c: METHODS[name](stop=Stop(rtol=0.0, atol=1e-3 * c))
+    one, other = (jax.jit(lambda c: method(c)(lambda v: a @ v, c * g))(c) for c in (1.0, 2.0**10))
+    assert one.status == Status.CONVERGED
+    chex.assert_trees_all_equal((2.0**10 * one.value, one.steps), (other.value, other.steps))
+
+
+@pytest.mark.parametrize("name", METHODS)
 def test_failures_have_their_status(name):
     method = METHODS[name](stop=Stop(max_steps=400))
     assert method(lambda v: v, jnp.ones(3)).status == Status.SINGULAR
