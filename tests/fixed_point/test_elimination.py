@@ -21,10 +21,11 @@ def test_rows_are_exchanged_where_the_pivot_would_be_zero():
     chex.assert_trees_all_close(eliminated(a, jnp.ones((3, 1)))[:, 0], jnp.array([0.2, 0.5, 0.25]))
 
 
-def test_a_tiny_pivot_costs_no_digits():
+@pytest.mark.parametrize("sign", [1, -1])
+def test_a_tiny_pivot_costs_no_digits(sign):
     """Without exchanges, 1e-20 as first pivot gives (0, 1) in place of (1, 1)."""
-    a = jnp.array([[1e-20, 1.0], [1.0, 1.0]])
-    chex.assert_trees_all_close(eliminated(a, jnp.array([[1.0], [2.0]]))[:, 0], jnp.ones(2), rtol=1e-12)
+    a = jnp.array([[1e-20, 1.0], [sign, sign]])
+    chex.assert_trees_all_close(eliminated(a, jnp.array([[1.0], [2.0 * sign]]))[:, 0], jnp.ones(2), rtol=1e-12)
 
 
 @pytest.mark.parametrize("n", [2, 20])

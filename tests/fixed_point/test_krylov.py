@@ -158,13 +158,15 @@ def test_the_size_of_g_does_not_matter(name, dtype, scale):
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_an_absolute_tolerance_is_in_the_units_of_g(name):
+def test_an_absolute_tolerance_and_what_is_told_are_in_the_units_of_g(name):
     """λ(c g) to within c ε is c times λ(g) to within ε, after as many products; a power of two rounds nothing."""
     a, g, _ = system(0.9)
     method = lambda c: METHODS[name](stop=Stop(rtol=0.0, atol=1e-3 * c))
     one, other = (jax.jit(lambda c: method(c)(lambda v: a @ v, c * g))(c) for c in (1.0, 2.0**10))
-    assert one.status == Status.CONVERGED
-    chex.assert_trees_all_equal((2.0**10 * one.value, one.steps), (other.value, other.steps))
+    assert one.status == other.status == Status.CONVERGED
+    assert one.steps == other.steps
+    scaled = lambda told: (told.value, told.residual, told.error)
+    chex.assert_trees_all_equal(jax.tree.map(lambda x: 2.0**10 * x, scaled(one)), scaled(other))
 
 
 @pytest.mark.parametrize("name", METHODS)

@@ -137,6 +137,14 @@ def test_one_step_is_neumann_of_zero_terms_and_biased(network):
     assert jnp.abs(grad(one_step()) - grad(dense())).max() > 0.01
 
 
+def test_one_step_does_not_take_a_small_residual_for_a_small_error():
+    """J₀₁ J₁₀ = 0.9 with J₀₁ = 1e-9: the residual of λ = g is 1e-9, where λ is ten times g."""
+    j = jnp.array([[0.0, 1e-9], [0.9e9, 0.0]])
+    told = one_step()(lambda v: j.T @ v, jnp.array([1.0, 0.0]))
+    assert told.residual < 1e-8
+    assert told.status == Status.MAX_STEPS
+
+
 @pytest.mark.parametrize("name", adjoints.EXACT)
 def test_a_singular_system_is_reported(name):
     """J = I has no adjoint."""
