@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import pytest
 from jax.experimental import checkify
 
-from bptoolkit.fixed_point import Status, Stop, almeida_pineda, implicit, neumann, picard, require, solve
+from bptoolkit.fixed_point import Status, Stop, almeida_pineda, damped, implicit, neumann, picard, require, solve
 
 GAINS = jnp.array([0.5, 2.0, 0.9])  # the second grows without end
 
@@ -48,6 +48,17 @@ def test_a_backward_failure_counts_by_itself():
 
 def test_a_biased_adjoint_has_not_failed_for_being_short():
     chex.assert_trees_all_close(gradients("zero", neumann(2))[1][0], 1.75)  # 1 + 1/2 + 1/4
+
+
+def test_a_biased_adjoint_that_diverges_has_failed():
+    """Damped steps settle z = c − 3 z, whose derivative is 1/4; the sum of twelve powers of −3 has lost all sense."""
+
+    def gradient(policy):
+        relax = implicit(damped(0.8), neumann(12), on_failure=policy)
+        return jax.grad(lambda c: relax(lambda c, z: c - 3 * z, c, jnp.zeros(1)).value.sum())(1.0)
+
+    assert gradient("flag") == (1 + 3**13) / 4
+    assert gradient("zero") == 0
 
 
 def test_a_sample_that_was_lost_spoils_no_weight_that_it_shares():
