@@ -94,6 +94,15 @@ def test_the_reported_rate_is_the_contraction():
     chex.assert_trees_all_close(solve(f, jnp.zeros(4)).rate, 0.8, rtol=1e-6)
 
 
+@pytest.mark.parametrize("every", [1, 3])
+def test_recent_steps_weigh_most_in_the_rate_however_often_it_is_judged(every):
+    """The residual shrinks by 0.9 three times and then by 1/2 three times: the older ones weigh (3/4)³."""
+    f = lambda z: z - jnp.where(z > 1, 0.5 + 0.1 * (z - 1), 0.5 * z)
+    start = 1 + 5 * (0.9**-3 - 1)
+    ended, older = solve(f, start, stop=Stop(rtol=0.0, max_steps=6), every=every), 0.75**3
+    chex.assert_trees_all_close(ended.rate, 0.9**older * 0.5 ** (1 - older), rtol=1e-9)
+
+
 @pytest.mark.parametrize("depth", [5, 10])
 def test_anderson_needs_fewer_steps_on_a_slow_symmetric_map(depth):
     q = jnp.linalg.qr(jax.random.normal(jax.random.key(3), (20, 20)))[0]
