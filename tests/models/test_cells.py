@@ -105,6 +105,16 @@ def test_energy_is_stationary_at_the_fixed_point(key):
     np.testing.assert_allclose(jax.grad(cell.energy, argnums=2)(params, x, z), 0, atol=1e-12)
 
 
+@every
+def test_gates_stand_on_the_current_and_on_the_state_that_is_read(make, key):
+    """The current that enters a unit counts `target` times, its bias included; what is read of it `source` times."""
+    cell, source, target = make(3, 4, 2), jnp.array([0.5, 1.0, 2.0, 0.0]), jnp.array([3.0, 1.0, 0.5, 0.0])
+    params, x, z = drawn(cell, key)
+    gated = cell.gates(params, source, target)
+    np.testing.assert_allclose(cell.drive(gated, x), target * cell.drive(params, x), atol=1e-14)
+    np.testing.assert_allclose(cell.readout(gated, z), cell.readout(params, source * z), atol=1e-14)
+
+
 def test_the_gates_of_a_hopfield_cell_leave_its_weights_symmetric(key):
     """W becomes D W D, D the product of both gates; in a rate cell source and target stand on either side."""
     source, target = jnp.array([0.5, 1.0, 2.0, 0.0]), jnp.array([3.0, 1.0, 0.5, 1.0])

@@ -59,6 +59,14 @@ def test_step_starts_as_a_contraction_by_its_gain(kernel, g, key):
         assert norm == pytest.approx(0.8, rel=1e-10)  # one window a state: the bound is reached
 
 
+def test_weights_start_within_the_root_of_the_inputs_of_their_units(key):
+    """1/√36 for windows of 2 × 2 pixels of 9 colours, 1/√400 for outputs that hear 4 means of 100 channels."""
+    params = conv_cell((8, 8, 9), 100, 100, kernel=2, pool=4).init(key)
+    for names, bound in (("ub", 1 / 6), ("vc", 1 / 20)):
+        for name in names:
+            assert 0.9 * bound < jnp.abs(params[name]).max() <= bound
+
+
 def blob(row, column, size=14):
     """A bright patch of two by two on black."""
     return jnp.zeros((size, size)).at[row : row + 2, column : column + 2].set(1.0)
