@@ -128,6 +128,14 @@ def test_a_module_settles_as_the_step_of_a_cell(make, key):
     chex.assert_trees_all_close(gradient(implicit(stop=Stop(rtol=1e-13))), gradient(unrolled(80)), atol=1e-10)
 
 
+def test_step_and_readout_draw_apart(key):
+    """Each begins with the same layer: of one key, it would have the same weights in both."""
+    orthogonal = jax.nn.initializers.orthogonal(0.4)
+    layer = lambda rngs: nnx.Linear(5, 5, param_dtype=float, rngs=rngs, kernel_init=orthogonal)
+    params = cell_from_nnx(NNXStep, Z, layer).init(key)
+    assert jnp.abs(params["step"]["recurrent"]["kernel"] - params["readout"]["kernel"]).max() > 0.1
+
+
 def test_a_cell_without_readout_shows_its_state(key):
     cell = cell_from_nnx(NNXStep, Z)
     np.testing.assert_array_equal(cell.readout(cell.init(key), jnp.arange(5.0)), jnp.arange(5.0))

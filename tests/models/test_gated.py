@@ -68,6 +68,7 @@ def test_step_starts_as_a_contraction_by_its_gain_on_the_range_of_tanh(key):
     norms = np.linalg.norm(np.asarray(jacobians), 2, axis=(1, 2))
     assert norms.max() <= 0.8
     assert norms.max() > 0.25  # and the net is not just nearly silent
+    np.testing.assert_allclose(np.linalg.norm(params["w"], 2), 0.8 / (1 + 1 / 4))  # the rest is at most 1 + 1/4
 
 
 def test_gradient_equals_backpropagation_through_time(key):
