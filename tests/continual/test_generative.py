@@ -27,6 +27,12 @@ def linear(slope, spread):
     return net, jax.tree.map(jnp.asarray, params), (a, b, c)
 
 
+def test_the_decoder_has_the_layers_of_the_encoder_in_reverse(key):
+    params = vae(6, (5, 4), 2).init(key)
+    shapes = {part: [layer["w"].shape for layer in layers] for part, layers in params.items()}
+    assert shapes == {"encoder": [(6, 5), (5, 4), (4, 2 * 2)], "decoder": [(2, 4), (4, 5), (5, 6)]}
+
+
 def test_the_loss_is_the_negative_elbo_in_closed_form():
     """Gaussian and linear: E ½‖x − Bz − c‖² = ½(‖x − Bμ − c‖² + Σ σ_i² ‖B_i‖²), and the KL by its definition.
 

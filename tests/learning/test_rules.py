@@ -93,6 +93,7 @@ def test_every_row_reports_how_it_settled_forward_and_backward(batch):
         assert (told.steps > 1).all()
     alone = [int(model.apply(params, x)[1].forward.steps) for x in batch.x]
     np.testing.assert_array_equal(info.forward.steps, alone)
+    np.testing.assert_array_equal(info.weight, batch.weight)  # by which the curves count them
 
 
 def test_rows_that_stop_too_soon_are_flagged_one_by_one(batch):
