@@ -49,10 +49,13 @@ def test_one_pass_of_a_part_of_a_stream_takes_no_row_twice(ragged):
     """Of held-out streams a task may have fewer rows than asked for: it keeps them, and its count says how many."""
     part = cl.held_out(cl.split(ragged, 2), 2)
     there = jax.jit(part.draw)(jax.random.split(jax.random.key(0))[0]).train.count.tolist()
-    rows = tasks_of(drawn(online(part, 8)).train)
+    view = drawn(online(part, 8)).train
+    rows = tasks_of(view)
     assert min(there) < 8
     assert [len(t) for t in rows] == [min(8, count) for count in there]
     assert all(len(set(t)) == len(t) for t in rows)
+    for index, count in zip(view.index, view.count, strict=True):
+        np.testing.assert_array_equal(index[count:], index[count - 1])
     again = drawn(online(online(cl.split(ragged, 2), 5), 5))
     assert [len(set(t)) for t in tasks_of(again.train)] == [5, 5, 5]
 

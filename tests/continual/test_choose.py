@@ -1,6 +1,8 @@
 """Numbers are chosen on training rows that were kept out of training, of the first tasks; test rows play no part."""
 
 from dataclasses import replace
+from importlib import import_module
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -119,6 +121,18 @@ def test_a_point_at_which_a_seed_diverges_is_not_chosen():
     assert np.isnan(found.scores[float("inf"), 0.0]).all()
     with pytest.raises(ValueError, match="no seed diverges, got none"):
         cl.choose(experiment(cl.split(CLOUDS, 2)), {"rate": [float("inf")]}, KEY, seeds=[7], tasks=2, every=5)
+
+
+def test_one_seed_that_diverges_in_one_task_is_enough(monkeypatch):
+    """Where it scores best in all that is left."""
+    told = lambda finite, score: SimpleNamespace(finite=np.array(finite), score=np.array(score))
+    good, lost = told([[True, True], [True, True]], [0.1, 0.2]), told([[True, False], [True, True]], [0.9, 0.9])
+    made = lambda *_, **__: {(1e-6,): good, (0.3,): lost}
+    monkeypatch.setattr(import_module("bptoolkit.continual.choose"), "run_grid", made)
+    tried = experiment(cl.split(CLOUDS, 2, "task"))
+    found = cl.choose(tried, {"rate": [1e-6, 0.3]}, KEY, seeds=[7, 9], tasks=2, score=lambda result: result.score)
+    assert found.values == {"rate": 1e-6}
+    np.testing.assert_array_equal(found.scores[0.3,], [np.nan, 0.9])
 
 
 def test_a_task_of_one_row_has_none_to_keep_out():
