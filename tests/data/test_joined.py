@@ -31,6 +31,14 @@ def test_classes_follow_one_another_and_pixels_stay():
     np.testing.assert_array_equal(same.train.x, np.round(np.asarray(small.train.x) / 16 * 255))
 
 
+def test_test_rows_are_those_of_each_at_its_own_scale():
+    small, large = images(6, 7, 3, 16.0), images(8, 7, 2, 255.0)
+    test = data.joined(large, small, side=7).test
+    np.testing.assert_array_equal(test.y, [0, 1, 2, 3, 4])
+    np.testing.assert_array_equal(test.x[:2], large.test.x)
+    np.testing.assert_array_equal(test.x[2:], np.round(np.asarray(small.test.x) / 16 * 255))
+
+
 def test_a_flat_image_stays_flat_and_a_mean_stays_near():
     """Bilinear scaling keeps constants; the mean of a smooth image to 2 %."""
     ramp = np.linspace(0, 16, 8)[None, :, None] * np.ones((1, 8, 8))

@@ -151,6 +151,12 @@ def test_automatic_dt_does_not_pass_the_largest_asked_for():
     chex.assert_trees_all_close(step_length(slow, 80.0), 50.0, rtol=0.02)
 
 
+def test_automatic_dt_keeps_away_from_the_largest_that_settles():
+    """λ = −3 settles up to dt = 1/2, and λ = 0.99 asks for all of that: it gets nine tenths."""
+    stiff = jnp.diag(jnp.array([0.99] + [-3.0] * (N - 1)))
+    chex.assert_trees_all_close(step_length(stiff), 0.9 / 2, rtol=1e-9)
+
+
 def test_modes_that_grow_at_any_dt_have_no_say():
     mixed, calm = (jnp.diag(jnp.array([top] + [-3.0] * (N - 1))) for top in (1.5, 0.0))
     chex.assert_trees_all_close(step_length(mixed), step_length(calm), rtol=1e-12)
@@ -229,6 +235,13 @@ def test_a_singular_vector_carried_along_needs_one_step():
     assert abs(jnp.linalg.norm(near @ carried) - sigma) < 1e-6 * sigma < abs(jnp.linalg.norm(near @ fresh) - sigma)
     once = stable.spectral_normalise(near, 1.0, steps=0, start=carried)
     chex.assert_trees_all_close(once, near / sigma, rtol=1e-6)
+
+
+def test_a_singular_vector_carries_no_gradient():
+    """Not even one that has not settled, of the matrix or of its start."""
+    vector = lambda w, start: jnp.sum(stable.singular_vector(w, steps=2, start=start))
+    pulled = jax.grad(vector, (0, 1))(jnp.asarray(DRAWN), jnp.arange(1.0, N + 1))
+    chex.assert_trees_all_equal(pulled, jax.tree.map(jnp.zeros_like, pulled))
 
 
 def test_normalising_batches_and_half_precision():
