@@ -60,6 +60,14 @@ def test_only_the_last_digits_are_settled_in_the_wide_dtype():
     assert abs(steps - plain_steps) < 0.1 * plain_steps
 
 
+@pytest.mark.parametrize("allowed", [5, 200])
+def test_the_budget_holds_for_both_dtypes_together(allowed):
+    """Which within a tolerance of 0 uses it up: 5 steps are all narrow, of 200 the last ones are wide."""
+    f = lambda _, z: 0.9 * z + jnp.ones((), z.dtype)
+    solution = implicit(picard(), stop=Stop(rtol=0.0, max_steps=allowed), coarse=jnp.float32)(f, (), jnp.zeros(3))
+    assert (solution.status, solution.steps) == (Status.MAX_STEPS, allowed)
+
+
 def test_a_relaxation_lost_in_the_narrow_dtype_does_no_harm():
     """Beyond 65504 float16 overflows: the wide relaxation then starts from z0."""
     f = lambda _, z: 0.5 * z + jnp.square(jnp.asarray(1e3, z.dtype))

@@ -200,9 +200,12 @@ def test_small_steps_are_not_taken_for_a_singular_map():
     chex.assert_trees_all_close(settled.value, jnp.full(4, 2, jnp.float32), rtol=3e-4)
 
 
-def test_a_cycle_of_rounding_is_no_cycle():
-    settled = solve(jnp.cos, jnp.ones(3, jnp.float32), stop=Stop(rtol=1e-9))
+@pytest.mark.parametrize("every", [1, 4])
+def test_a_cycle_of_rounding_is_no_cycle(every):
+    """It is at rounding after 40 steps or so, and 64 steps later it has STALLED, however often it is judged."""
+    settled = solve(jnp.cos, jnp.ones(3, jnp.float32), stop=Stop(rtol=1e-9), every=every)
     assert settled.status == Status.STALLED
+    assert 64 < settled.steps < 150
 
 
 @pytest.mark.parametrize("solver", [picard(), relaxation(), chebyshev(), anderson(), broyden()])
