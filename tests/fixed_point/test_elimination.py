@@ -55,3 +55,11 @@ def test_what_rounding_costs_is_told():
     assert jnp.all(status[1e-2] == Status.CONVERGED)
     assert jnp.all(status[1e-6] != Status.CONVERGED)
     assert jnp.all(status[1e-8] == Status.SINGULAR)
+
+
+@pytest.mark.parametrize(("k", "status"), [(8, Status.CONVERGED), (16, Status.STALLED), (20, Status.SINGULAR)])
+def test_no_residual_is_no_more_digits_than_rounding_leaves(k, status):
+    """J = 1 − 2^−k has λ = 2^k g without a residual in float32; rounding by 2^−24 makes an error of 2^(k − 24)."""
+    ended = dense()(lambda v: (1 - jnp.float32(2.0**-k)) * v, jnp.ones(3, jnp.float32))
+    assert (ended.residual, ended.status) == (0, status)
+    chex.assert_trees_all_close(ended.error / jnp.linalg.norm(ended.value), jnp.float32(2.0 ** (k - 24)), rtol=1e-4)
