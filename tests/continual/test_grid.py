@@ -78,6 +78,11 @@ def test_every_combination_is_a_cell_and_no_two_are_alike(whole):
     assert all(np.abs(weights[a] - weights[b]).max() > 1e-3 for a in range(4) for b in range(a))
 
 
+def test_each_cell_is_told_its_share_of_the_seconds(whole):
+    results, _, states = whole
+    assert [result.cost.seconds for result in results.values()] == [states[-1].seconds / 4] * 4
+
+
 @pytest.mark.parametrize("written_in", [False, True], ids=["traced", "written in"])
 def test_a_grid_is_traced_as_often_as_one_run(experiment, written_in):
     """Once for each program.  Negative control: rates that are run one after the other are traced anew."""

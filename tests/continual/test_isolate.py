@@ -11,7 +11,7 @@ from bptoolkit import continual as cl
 from bptoolkit import learning
 from bptoolkit.continual.gates import entering, leaving, scale_units
 from bptoolkit.continual.hat import compensated, sharpness
-from bptoolkit.continual.isolate import _prune
+from bptoolkit.continual.isolate import _draw_gates, _prune
 from bptoolkit.continual.regularise import output_sensitivity
 from bptoolkit.fixed_point import almeida_pineda, implicit, picard
 from bptoolkit.models import convnet, equilibrium, hopfield_cell, mlp, rate_cell
@@ -54,6 +54,11 @@ def test_gates_are_drawn_once_and_silence_the_share(gated):
     assert len({tuple(row) for row in gates}) > 1
     for stage in stages:
         np.testing.assert_array_equal(stage.progress.memory.gates[0], gates)
+
+
+def test_a_share_that_rounds_short_of_a_whole_number_is_that_number(key):
+    """0.29 · 100 is 28.999999999999996."""
+    np.testing.assert_array_equal(_draw_gates(key, 2, 100, 0.29).sum(1), 71)
 
 
 def test_answers_and_gradients_are_those_of_gated_units(gated):

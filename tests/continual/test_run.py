@@ -13,11 +13,13 @@ import pytest
 
 from bptoolkit import continual as cl
 from bptoolkit import data, learning
+from bptoolkit.continual.evaluate import Asked
+from bptoolkit.continual.evaluate import accuracies as asked_accuracies
 from bptoolkit.continual.layout import Layout
 from bptoolkit.continual.programs import _binned, curve_points
 from bptoolkit.continual.walk import _rebinned
 from bptoolkit.fixed_point import almeida_pineda, implicit, picard
-from bptoolkit.learning.fit import Curves
+from bptoolkit.learning.fit import Curves, Progress
 from bptoolkit.models import equilibrium, mlp, rate_cell
 
 MODEL = mlp(4, 5, 6)
@@ -275,6 +277,19 @@ def test_accuracies_are_those_of_the_weights_that_come_out(clouds, recorded):
         params = weights(result, number)
         np.testing.assert_allclose(result.accuracy[number, -1], accuracies(params, clouds.test, tasks))
         np.testing.assert_allclose(result.train_accuracy[number, -1], accuracies(params, clouds.train, tasks))
+
+
+def test_training_rows_are_looked_at_evenly_spread():
+    """Eight of the 40 rows of a task, as many as there are test rows: each fifth, so that both classes are met."""
+    clouds = data.gaussian_classes(jax.random.key(1), 4, 20, 4, spread=0.7, test_rows=4)
+    stream, model = cl.split(clouds, 2), mlp(4, 5, 4)
+    indices, params = stream.draw(jax.random.key(0)), model.init(jax.random.key(1))
+    asked = Asked(learning.backprop(model), stream, STACKED, indices, Progress(params, (), ()))
+    found = jax.jit(lambda rows: asked_accuracies(asked, rows, indices.train))(clouds.train)
+    logits = np.asarray(jax.vmap(model.apply, (None, 0))(params, clouds.train.x)[0])
+    right = logits.argmax(1) == np.asarray(clouds.train.y)
+    np.testing.assert_allclose(found, right[indices.train.index[:, ::5]].mean(1))
+    assert (found != right[indices.train.index[:, :8]].mean(1)).any()
 
 
 def test_a_seed_that_diverges_is_flagged_and_leaves_the_others_alone(clouds, recorded):
