@@ -10,8 +10,13 @@ import pytest
 
 from bptoolkit import continual as cl
 from bptoolkit import data, learning
+from bptoolkit.continual.cost import flops_of_prediction
+from bptoolkit.continual.experiment import Cost
+from bptoolkit.continual.lanes import make_lanes
 from bptoolkit.continual.layout import Layout
-from bptoolkit.models import mlp
+from bptoolkit.continual.run import _priced
+from bptoolkit.learning.fit import Curves
+from bptoolkit.models import equilibrium, mlp, rate_cell
 
 MODEL = mlp(4, 5, 4)
 GRID = {"rate": [0.1, 0.4], "decay": [0.0, 0.3]}
@@ -81,6 +86,20 @@ def test_every_combination_is_a_cell_and_no_two_are_alike(whole):
 def test_each_cell_is_told_its_share_of_the_seconds(whole):
     results, _, states = whole
     assert [result.cost.seconds for result in results.values()] == [states[-1].seconds / 4] * 4
+
+
+def test_each_cell_is_told_the_flops_of_its_own_settling(experiment):
+    """Nets that took 3 steps in the first half of training and 5 in the second, and nets that took 8 and 12."""
+    model = equilibrium(rate_cell(4, 5, 4))
+    settles = replace(experiment(0.1, 0.0), learner=learning.backprop(model))
+    lanes = make_lanes(settles, {"rate": [0.1, 0.4]}, KEY, SEEDS)
+    steps = [np.array([[3.0]] * 2 + [[8.0]] * 2), np.array([[5.0]] * 2 + [[12.0]] * 2)]
+    curves = [Curves(*[settling] * 5) for settling in steps]
+    params = jax.vmap(model.init)(lanes.keys)
+    unpriced = Cost(0, 0.0, 0.0, 0.0, 0.0, 0, 0, 0, "")
+    told = [cost.flops for cost in _priced(unpriced, settles, lanes, params, curves)]
+    alone = jax.tree.map(lambda leaf: leaf[0], params)
+    assert told == flops_of_prediction(model, alone, np.zeros(4), np.array([4.0, 10.0])).tolist()
 
 
 @pytest.mark.parametrize("written_in", [False, True], ids=["traced", "written in"])

@@ -13,8 +13,7 @@ import pytest
 
 from bptoolkit import continual as cl
 from bptoolkit import data, learning
-from bptoolkit.continual.evaluate import Asked
-from bptoolkit.continual.evaluate import accuracies as asked_accuracies
+from bptoolkit.continual import evaluate
 from bptoolkit.continual.layout import Layout
 from bptoolkit.continual.programs import _binned, curve_points
 from bptoolkit.continual.walk import _rebinned
@@ -284,8 +283,8 @@ def test_training_rows_are_looked_at_evenly_spread():
     clouds = data.gaussian_classes(jax.random.key(1), 4, 20, 4, spread=0.7, test_rows=4)
     stream, model = cl.split(clouds, 2), mlp(4, 5, 4)
     indices, params = stream.draw(jax.random.key(0)), model.init(jax.random.key(1))
-    asked = Asked(learning.backprop(model), stream, STACKED, indices, Progress(params, (), ()))
-    found = jax.jit(lambda rows: asked_accuracies(asked, rows, indices.train))(clouds.train)
+    asked = evaluate.Asked(learning.backprop(model), stream, STACKED, indices, Progress(params, (), ()))
+    found = jax.jit(lambda rows: evaluate.accuracies(asked, rows, indices.train))(clouds.train)
     logits = np.asarray(jax.vmap(model.apply, (None, 0))(params, clouds.train.x)[0])
     right = logits.argmax(1) == np.asarray(clouds.train.y)
     np.testing.assert_allclose(found, right[indices.train.index[:, ::5]].mean(1))

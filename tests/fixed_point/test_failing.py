@@ -57,6 +57,13 @@ def test_what_has_a_fixed_point_is_not_called_singular(dtype, gain, current, sta
         assert solution.status == Status.CONVERGED
 
 
+def test_a_residual_that_grows_before_it_falls_is_seen_beside_a_larger_state():
+    """z = tanh 2z + 1/1000 from 0, next to a fixed point that is left: at first bfloat16 would lose it beside z."""
+    ended = solve(lambda z: jnp.tanh(2 * z) + jnp.asarray(1e-3, z.dtype), jnp.zeros(3, jnp.bfloat16))
+    assert ended.status == Status.CONVERGED
+    assert jnp.abs(ended.value.astype(float) - 0.958).max() < 0.02
+
+
 def test_plain_iteration_says_what_went_wrong():
     assert dict(zip(MAPS, map(Status, ended(picard()).status.tolist()), strict=True)) == ENDED
 

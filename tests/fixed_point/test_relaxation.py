@@ -86,6 +86,11 @@ def test_the_length_found_is_that_of_the_spectrum_where_there_is_one_rotation():
     chex.assert_trees_all_close(solution.memory.dt, automatic_dt(f, m, jnp.ones(2)), rtol=0.02)
 
 
+def test_the_length_found_never_passes_one():
+    """1 − λ is 1/50, so that dt = 50 would end it at once: it stays plain iteration."""
+    assert solve(lambda z: 0.98 * z + 1, jnp.zeros(3), relaxation()).memory.dt == 1
+
+
 def test_it_takes_fewer_steps_than_a_length_that_is_safe_for_all():
     """1 − λ up to 31 needs dt < 2/31 = 0.0645."""
     found, _ = settled(relaxation(), "symmetric -30 to 0.5", 1e-6)
