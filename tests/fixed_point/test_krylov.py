@@ -112,9 +112,10 @@ def test_no_more_products_are_made_than_allowed(name, started):
         assert int(solution.steps) > allowed - (1 if name == "gmres" else 2)
 
 
+@pytest.mark.parametrize("started", [False, True])
 @pytest.mark.parametrize("name", ["gmres", "bicgstab"])
-def test_steps_are_the_products_counted_where_they_are_made(name):
-    """One more is made at the end, which certifies the result."""
+def test_steps_are_the_products_counted_where_they_are_made(name, started):
+    """One more is made at the end, which certifies the result; the residual of a start counts."""
     a, g, _ = system(0.9)
     calls = []
 
@@ -122,7 +123,7 @@ def test_steps_are_the_products_counted_where_they_are_made(name):
         jax.debug.callback(lambda: calls.append(1))
         return a @ v
 
-    solution = jax.block_until_ready(METHODS[name]()(product, g))
+    solution = jax.block_until_ready(METHODS[name]()(product, g, start=jnp.ones_like(g) if started else None))
     jax.effects_barrier()
     assert len(calls) == int(solution.steps) + 1
 
