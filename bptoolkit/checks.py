@@ -28,7 +28,7 @@ def check(dataset: Dataset) -> Dataset:
     if fails(positive, dataset.scale):
         raise ValueError(f"scale must be positive and finite (an example is x / scale), got {dataset.scale}.")
     for part, rows in (("train", dataset.train), ("test", dataset.test)):
-        _check_lengths(part, rows)
+        _check_rows(part, rows)
         _check_numbers(f"{part}.x", rows.x)
         _check_targets(f"{part}.y", rows.y, dataset.classes)
     _check_alike("x", dataset.train.x, dataset.test.x)
@@ -36,7 +36,7 @@ def check(dataset: Dataset) -> Dataset:
     return dataset
 
 
-def _check_lengths(part: str, rows: Rows) -> None:
+def _check_rows(part: str, rows: Rows) -> None:
     for name, values in rows._asdict().items():
         if not hasattr(values, "dtype"):
             raise ValueError(f"{part}.{name} must be an array, got {type(values).__name__}. Take numpy.asarray of it.")

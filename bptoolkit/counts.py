@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-__all__ = ["check_whole", "fails", "is_number", "positive", "written"]
+__all__ = ["check_whole", "fails", "is_number", "nonnegative", "positive", "written"]
 
 
 def check_whole(least: int = 1, advice: str = "", /, **sizes: Any) -> None:
@@ -49,6 +49,11 @@ def fails(holds: Callable[..., Any], *values: Any) -> bool:
     if not all(map(is_number, values)):
         return True
     return all(map(written, values)) and not np.all(holds(*map(np.asarray, values)))
+
+
+def nonnegative(value: np.ndarray) -> np.ndarray:
+    """Whether a number is at least 0 and finite, for `fails`."""
+    return (value >= 0) & (value < np.inf)
 
 
 def positive(value: np.ndarray) -> np.ndarray:

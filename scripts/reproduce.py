@@ -32,7 +32,7 @@ from bptoolkit.continual.lanes import SEEDS_MOST
 from bptoolkit.continual.streams import Scenario
 from bptoolkit.runs.devices import prepare
 from bptoolkit.runs.environment import environment, provenance
-from bptoolkit.runs.fields import Amount, Range, check_fields
+from bptoolkit.runs.fields import Amount, Range, Whole, check_fields
 from bptoolkit.runs.published import Cell, Table, as_data, compared, from_data, paired, text_table
 from bptoolkit.runs.record import read_json, write_json
 
@@ -50,7 +50,7 @@ class Options:
     seeds: Annotated[int, Range(0, SEEDS_MOST)] = 5  # nets per cell, numbered from 0; 0 runs nothing
     methods: tuple[str, ...] = ()  # rows; all that can be run if left out
     columns: tuple[str, ...] = ()  # all if left out
-    key: Annotated[int, Range(0)] = 0  # of all randomness
+    key: Whole = 0  # of all randomness
     runs: Path = Path("runs/published")  # where each seed's result is kept
     out: Path | None = RESULTS  # where the comparison goes
     devices: Devices | None = None  # CPU devices; one per core if left out

@@ -33,7 +33,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the experimen
 from bptoolkit import continual as cl
 from bptoolkit import runs
 from bptoolkit.runs.devices import cache_folder, group_of, prepare
-from bptoolkit.runs.fields import Count, Range, check_fields
+from bptoolkit.runs.fields import Count, Range, Whole, check_fields
 from bptoolkit.runs.lifeline import GONE, LOST
 from bptoolkit.runs.processes import end, is_leader, lost
 
@@ -49,14 +49,14 @@ class Options:
     """How to run it."""
 
     seeds: Count = 10  # nets per combination, numbered from 0
-    key: Annotated[int, Range(0)] = 0  # of all randomness
+    key: Whole = 0  # of all randomness
     runs: Path = Path("runs")  # where run folders are made
     again: bool = False  # start anew even if this very run is there, finished or not
     save_every: Count | None = None  # updates between two checkpoints within a task; once a minute if left out
     devices: Devices | None = None  # CPU devices; if left out as many as the run began with, one per core for a new one
     data_devices: Devices = 1  # devices that split the rows of every batch; nets are shared out to the rest
     coordinator: str | None = None  # HOST:PORT of process 0, where several processes make one run; found on SLURM
-    process: Annotated[int, Range(0)] | None = None  # which of them this is, from 0; found on SLURM
+    process: Whole | None = None  # which of them this is, from 0; found on SLURM
     processes: Count | None = None  # how many they are; found on SLURM
     quiet: bool = False  # no progress display
     tensorboard: bool = False  # also write TensorBoard's event files to tensorboard/ in the run folder

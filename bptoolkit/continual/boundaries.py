@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int
 
-from bptoolkit.continual.streams import Indices, Stream, View
+from bptoolkit.continual.streams import Indices, Stream, View, padded
 from bptoolkit.counts import check_whole, fails
 from bptoolkit.learning.sampling import shuffled
 from bptoolkit.types import Key
@@ -49,9 +49,9 @@ def blurry(stream: Stream, share: float) -> Stream:
     """Boundaries that blur: so large a share of every task's training rows is dealt anew among all tasks.
 
     Each row is still in one task, and tasks keep their sizes; test rows stay, and every seed deals the tasks as in the
-    stream alone.  A row counts as of the task in which it
-    is met.  A strategy that keeps rows of each class of a task keeps none of the classes that have strayed in; one
-    that needs no boundaries, such as `reservoir_replay` or `der`, treats all alike.
+    stream alone.  A row counts as of the task in which it is met.  A strategy that keeps rows of each class of a task
+    keeps none of the classes that have strayed in; one that needs no boundaries, such as `reservoir_replay` or `der`,
+    treats all alike.
 
     Args:
         stream: class-incremental, since strayed rows keep the outputs of their classes, and of classes that are in one
@@ -102,9 +102,7 @@ def _dealt_anew(view: View, share: float, key: Key) -> View:
     flat = view.index.reshape(-1)
     moved = jnp.arange(flat.shape[0]) < jnp.sum(strays)
     index = flat.at[places].set(jnp.where(moved, flat[contents], flat[places]))
-    index, count = index.reshape(tasks, rows), view.count[:, None]
-    last = jnp.take_along_axis(index, count - 1, axis=1)
-    return View(jnp.where(place < count, index, last), view.count)
+    return padded(View(index.reshape(tasks, rows), view.count))
 
 
 def _classes_of(view: View, stream: Stream) -> Bool[Array, "tasks classes"]:

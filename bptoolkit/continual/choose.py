@@ -18,7 +18,7 @@ from bptoolkit.continual.layout import Layout
 from bptoolkit.continual.metrics import average_accuracy
 from bptoolkit.continual.programs import numbers_read
 from bptoolkit.continual.run import run_grid
-from bptoolkit.continual.streams import Indices, Stream, View
+from bptoolkit.continual.streams import Indices, Stream, View, counted, padded
 from bptoolkit.counts import check_whole
 from bptoolkit.types import Key
 
@@ -130,10 +130,7 @@ def held_out(stream: Stream, every: int = 10, tasks: int | None = None) -> Strea
 
 def _without(train: View, out: View, rows: int) -> View:
     """The training rows, in their order, without those of a data set of so many rows that some task keeps out."""
-    counts = lambda view: jnp.arange(view.index.shape[1], dtype=jnp.int32) < view.count[:, None]
-    kept_out = jnp.zeros(rows, bool).at[out.index].max(counts(out))
-    stays = counts(train) & ~kept_out[train.index]
-    count = jnp.sum(stays, axis=1, dtype=jnp.int32)
+    kept_out = jnp.zeros(rows, bool).at[out.index].max(counted(out))
+    stays = counted(train) & ~kept_out[train.index]
     index = jnp.take_along_axis(train.index, jnp.argsort(~stays, axis=1, stable=True), axis=1)
-    last = jnp.take_along_axis(index, jnp.maximum(count - 1, 0)[:, None], axis=1)
-    return View(jnp.where(counts(View(index, count)), index, last), count)
+    return padded(View(index, jnp.sum(stays, axis=1, dtype=jnp.int32)))

@@ -208,6 +208,17 @@ def gather(rows: Rows, scale: float, indices: Indices, task: Int[Array, "b"], ro
     )
 
 
+def counted(view: View) -> Bool[Array, "tasks rows"]:
+    """Which places of each task count."""
+    return jnp.arange(view.index.shape[1], dtype=jnp.int32) < view.count[:, None]
+
+
+def padded(view: View) -> View:
+    """The view with the last row that counts in every place behind it."""
+    last = jnp.take_along_axis(view.index, jnp.maximum(view.count - 1, 0)[:, None], axis=1)
+    return view._replace(index=jnp.where(counted(view), view.index, last))
+
+
 class _Classes(NamedTuple):
     """Rows sorted by class, on the host: class c is order[start[c] : start[c] + count[c]]."""
 

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bptoolkit.counts import check_whole, fails
+from bptoolkit.counts import check_whole, fails, nonnegative
 from bptoolkit.types import Dataset, Key, Rows
 
 
@@ -38,7 +38,7 @@ def gaussian_classes(
         finite.
     """
     check_whole(classes=classes)
-    if fails(lambda number: (number >= 0) & (number < np.inf), spread):
+    if fails(nonnegative, spread):
         raise ValueError(f"spread must be at least 0 and finite, got {spread}.")
     shape = tuple(features) if isinstance(features, tuple | list) else (features,)
     for length in shape:

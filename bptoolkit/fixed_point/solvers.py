@@ -9,14 +9,13 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from jax import lax
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Bool, Float, Inexact, Int
 
 from bptoolkit import trees
-from bptoolkit.counts import check_whole, fails, positive
+from bptoolkit.counts import check_whole, fails, nonnegative, positive
 from bptoolkit.types import PyTree, State
 
 __all__ = ["Solver", "anderson", "damped", "picard", "relaxation"]
@@ -164,7 +163,7 @@ def anderson(depth: int = 5, ridge: float = 1e-8) -> Solver:
     Reference: Walker & Ni (2011), SIAM J. Numer. Anal. 49.
     """
     check_whole(1, "Take 5; 1 is plain iteration.", depth=depth)
-    if fails(lambda ridge: (ridge >= 0) & (ridge < np.inf), ridge):
+    if fails(nonnegative, ridge):
         raise ValueError(f"ridge must be at least 0 and finite, got {ridge}. Take 1e-8, or 0 for the least.")
 
     def init(params: PyTree) -> History:

@@ -11,7 +11,7 @@ from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, NamedTuple, TypeAlias, TypeVar
 
-__all__ = ["Amount", "Count", "Positive", "Range", "Share", "Some", "check_fields"]
+__all__ = ["Amount", "Count", "Positive", "Range", "Share", "Some", "Whole", "check_fields"]
 
 T = TypeVar("T")
 NOT_EMPTY = "not empty"  # of a tuple
@@ -27,6 +27,7 @@ class Range(NamedTuple):
 
 
 Count: TypeAlias = Annotated[int, Range(1)]
+Whole: TypeAlias = Annotated[int, Range(0)]
 Amount: TypeAlias = Annotated[float, Range(0)]
 Positive: TypeAlias = Annotated[float, Range(above=0)]
 Share: TypeAlias = Annotated[float, Range(0, 1)]

@@ -20,7 +20,6 @@ Reference: Liao et al. (2018), ICML, "Reviving and improving recurrent back-prop
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Annotated
 
 import jax
 import jax.numpy as jnp
@@ -33,7 +32,7 @@ from bptoolkit.fixed_point.sizes import norm
 from bptoolkit.fixed_point.stability import symmetric
 from bptoolkit.learning.fit import Progress, train
 from bptoolkit.models.activations import sigmoid
-from bptoolkit.runs.fields import Amount, Count, Range, Share
+from bptoolkit.runs.fields import Amount, Count, Share, Whole
 from bptoolkit.runs.figures.look import COLOURS
 from bptoolkit.types import Batch, Cell, Model
 from experiments.studies.canvas import canvas, floats
@@ -60,7 +59,7 @@ class Config:
     draws: Count = 5  # of corrupted pixels, for each image
     seeds: Count = 3
     krylov: Count = 40  # vectors from which ρ is estimated
-    key: Annotated[int, Range(0)] = 0
+    key: Whole = 0
 
 
 def check(config: Config) -> None:

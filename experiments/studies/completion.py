@@ -13,7 +13,6 @@ Reference: Almeida (1987), IEEE ICNN, section on associative memory; Pineda (198
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Annotated
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +22,7 @@ import optax
 from bptoolkit import fixed_point as fp
 from bptoolkit import learning, models
 from bptoolkit.learning.fit import Progress, train
-from bptoolkit.runs.fields import Amount, Count, Positive, Range, Share, Some
+from bptoolkit.runs.fields import Amount, Count, Positive, Share, Some, Whole
 from bptoolkit.runs.figures.look import COLOURS
 from bptoolkit.runs.summary import interval
 from bptoolkit.types import Batch, Model
@@ -51,7 +50,7 @@ class Config:
     tolerance: Amount = 1e-3  # relative error at which a relaxation ends
     settle_steps: Count = 200  # allowed to it
     draws: Count = 20  # of wrong bits, for each pattern and noise
-    key: Annotated[int, Range(0)] = 0
+    key: Whole = 0
 
 
 def check(config: Config) -> None:

@@ -16,14 +16,14 @@ Time:   `unrolled` makes K steps from there, whose end is not z*, and goes back 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import Annotated, Literal, TypeAlias, get_args
+from typing import Literal, TypeAlias, get_args
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from bptoolkit import fixed_point as fp
-from bptoolkit.runs.fields import Amount, Count, Range, Some
+from bptoolkit.runs.fields import Amount, Count, Some, Whole
 from bptoolkit.runs.figures.look import COLOURS
 from experiments.studies.canvas import canvas, floats
 
@@ -49,14 +49,14 @@ class Config:
     series: tuple[Series, ...] = get_args(Series)
     terms: Some[Count] = (1, 5, 10, 20, 50, 100, 200)  # for them, and for those through time
     refined: tuple[Refined, ...] = get_args(Refined)
-    refinements: Some[Annotated[int, Range(0)]] = (0, 1, 2, 5, 10, 20)  # for them
+    refinements: Some[Whole] = (0, 1, 2, 5, 10, 20)  # for them
     plain: tuple[Plain, ...] = get_args(Plain)
     through_time: tuple[ThroughTime, ...] = get_args(ThroughTime)
     settled: Count = 500  # steps before those of `truncated`
     max_steps: Count = 2000  # allowed to those with a tolerance
     memory: Count = 40  # of Broyden
     away: Amount = 0.1  # distance per unit from which Broyden starts
-    key: Annotated[int, Range(0)] = 0
+    key: Whole = 0
 
 
 def check(config: Config) -> None:

@@ -21,7 +21,7 @@ from jax import lax
 from bptoolkit import fixed_point as fp
 from bptoolkit import models
 from bptoolkit.fixed_point.stability import symmetric
-from bptoolkit.runs.fields import Count, Positive, Range, Some
+from bptoolkit.runs.fields import Count, Positive, Range, Some, Whole
 from bptoolkit.runs.figures.look import COLOURS
 from bptoolkit.runs.proportion import wilson
 from experiments.studies.canvas import canvas, floats
@@ -41,7 +41,7 @@ class Config:
     steps: Annotated[int, Range(2)] = 100  # along which the energy is followed
     max_steps: Count = 2000  # allowed until a settling counts as MAX_STEPS
     shown: Positive = 3.0  # the gain whose traces are drawn
-    key: Annotated[int, Range(0)] = 0
+    key: Whole = 0
 
 
 def check(config: Config) -> None:

@@ -17,7 +17,6 @@ Reference: Simard, Ottaway & Ballard (1989), "Fixed point analysis for recurrent
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Annotated
 
 import jax
 import jax.numpy as jnp
@@ -27,7 +26,7 @@ import optax
 from bptoolkit import fixed_point as fp
 from bptoolkit import learning, models
 from bptoolkit.learning.fit import Progress, train
-from bptoolkit.runs.fields import Amount, Count, Positive, Range, Some
+from bptoolkit.runs.fields import Amount, Count, Positive, Some, Whole
 from bptoolkit.runs.figures.look import COLOURS
 from bptoolkit.runs.proportion import wilson
 from bptoolkit.types import Batch, Model
@@ -56,7 +55,7 @@ class Config:
     dt: Positive = 0.5  # of the relaxation
     settle_steps: Count = 400  # allowed to a relaxation
     tolerance: Amount = 1e-3  # relative error at which it ends
-    key: Annotated[int, Range(0)] = 0
+    key: Whole = 0
 
 
 def measure(config: Config = Config()) -> dict:

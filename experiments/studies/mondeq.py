@@ -14,7 +14,6 @@ Reference: Winston & Kolter (2020), NeurIPS, "Monotone operator equilibrium netw
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Annotated
 
 import jax
 import jax.numpy as jnp
@@ -27,7 +26,7 @@ from bptoolkit.learning import rows_of
 from bptoolkit.learning.fit import Progress, train
 from bptoolkit.learning.losses import correct
 from bptoolkit.learning.sampling import positions
-from bptoolkit.runs.fields import Amount, Count, Positive, Range, Share
+from bptoolkit.runs.fields import Amount, Count, Positive, Share, Whole
 from bptoolkit.runs.figures.look import COLOURS
 from bptoolkit.runs.summary import interval
 from bptoolkit.types import Batch, Dataset, Model, Rows
@@ -57,7 +56,7 @@ class Config:
     mean: float = 0.1307  # of the pixels, in 0 … 1
     deviation: Positive = 0.3081
     limit: Count | None = None  # images, the first ones of training and test set; all if None
-    key: Annotated[int, Range(0)] = 0
+    key: Whole = 0
 
 
 def check(config: Config) -> None:

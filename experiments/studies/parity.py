@@ -22,7 +22,7 @@ import optax
 from bptoolkit import fixed_point as fp
 from bptoolkit import learning, models
 from bptoolkit.learning.fit import Progress, train
-from bptoolkit.runs.fields import Amount, Count, Positive, Range, Some
+from bptoolkit.runs.fields import Amount, Count, Positive, Range, Some, Whole
 from bptoolkit.runs.figures.look import COLOURS
 from bptoolkit.runs.proportion import wilson
 from bptoolkit.types import Batch, Model
@@ -45,7 +45,7 @@ class Config:
     settle_steps: Count = 40  # allowed to a relaxation, and unrolled by BPTT
     tolerance: Amount = 1e-4  # relative error at which a relaxation ends
     margin: Annotated[float, Range(above=0, most=1)] = 0.5  # from an output to its target, at most, in a solved task
-    key: Annotated[int, Range(0)] = 0
+    key: Whole = 0
 
 
 def check(config: Config) -> None:
